@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from msgspec.structs import replace
 
@@ -50,6 +53,7 @@ def topics(count: int) -> list[dict[str, Any]]:
         (TOPIC + "head = 'transformers'\nfusion = ['b']\n[tasks.b]\nkind = 'regression'\n", "has no attention"),
         ("[tasks.a]\nkind = 'token-labels'\nhead = 'attention'\n", "cannot be 'attention'; it can be transformers"),
         ("[tasks.a]\nkind = 'answers'\ninput = 'text'\n", "must name 2 columns, for question and context"),
+        ("[tasks.a]\nkind = 'regression'\nscale = 5\n", "tasks.a.scale: regression has no such setting"),
         ("[train]\nweights = { other = 1.0 }\n" + TOPIC, "train.weights: no task 'other'"),
     ],
 )
@@ -113,10 +117,30 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_numbers_count_in_the_named_labels(tmp_path: Path) -> None:
     """Data sets often have numbers, and answers should have names."""
-    rows = [{"text": f"{n}", "topic": n % 2} for n in range(20)]
+    rows = [{"text": f"{n}", "topic": n % 2 if n < 10 else str(n % 2)} for n in range(20)]
     found = read(tmp_path, TOPIC + 'labels = ["no", "yes"]\n', rows=rows)
     assert found.tasks["topic"].labels == ("no", "yes")
     assert {row.labels["topic"] for row in found.train} == {"no", "yes"}
+
+
+def test_files_of_every_format_come_to_the_same_rows(tmp_path: Path) -> None:
+    """A CSV has only texts, and Parquet has lists and numbers."""
+    rows = [{"text": f"text {n}", "about": ["x", "y"][: n % 3], "stars": n / 2} for n in range(40)]
+    tasks = (
+        '[tasks.about]\nkind = "multi-label"\nlabel = "about"\n[tasks.stars]\nkind = "regression"\nlabel = "stars"\n'
+    )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"about": ";".join(row["about"]) or "[]"} for row in rows)
+    found = [
+        labelled_rows.read(recipe_file.load(written(tmp_path, f'[data]\ntrain = "rows.{form}"\n{tasks}', rows=rows)))
+        for form in ("jsonl", "csv", "parquet")
+    ]
+    labels = [{str(row.columns["text"]): row.labels for row in one.train} for one in found]
+    assert labels[0] == labels[1] == labels[2]
+    assert found[0].tasks["about"].labels == ("x", "y")
 
 
 @pytest.mark.parametrize(

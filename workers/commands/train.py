@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from producers.wire.command_line import console, one_line_errors, say
+from producers.wire.command_line import FAILED, console, one_line_errors, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from workers.training.joint.recipe import Split
     from workers.training.joint.trainer import LogLine
     from workers.training.recipes.recipe_file import RecipeFile
-    from workers.training.recipes.training_run import TrainingCard
+    from workers.training.recipes.training_run import RecipeTraining, TrainingCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +34,10 @@ class _TrainingOptions:
 
 
 @click.command()
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was stopped.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Train on it.")
-@click.option(
-    "--processes",
-    "count",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Train together; not with torchrun.",
-)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Train together, here.")
 @click.option(
     "--split",
     type=click.Choice(["rows", "layers", "states", "stages"]),
@@ -53,7 +47,7 @@ class _TrainingOptions:
     "states (FSDP), or stages of layers (pipeline).",
 )
 @click.option("--compare", is_flag=True, help="Also train each task alone, and all on the frozen backbone.")
-def train(recipe: Path, *, resume: bool, device: str, count: int, split: Split, compare: bool) -> None:
+def train(recipe: Path, *, resume: bool, device: str, processes: int, split: Split, compare: bool) -> None:
     """Train the tasks of RECIPE, a TOML file, on one shared backbone.
 
     \b
@@ -66,38 +60,34 @@ def train(recipe: Path, *, resume: bool, device: str, count: int, split: Split, 
         argosy train reviews.toml --processes 2 --split states
         torchrun --nproc-per-node 4 --no-python argosy train reviews.toml --device cuda
     """
-    from workers.training.joint import processes
+    from workers.training.joint import processes as training_processes
     from workers.training.recipes import recipe_file
 
-    asked = _TrainingOptions(recipe_file.load(recipe), resume or processes.restarted(), compare, split)
-    processes.run(_take_part, asked, count=count, device=device)
+    resume = resume or training_processes.restarted()
+    asked = _TrainingOptions(recipe_file.load(recipe), resume, compare, split)
+    training_processes.run(_take_part, asked, count=processes, device=device)
 
 
 def _take_part(process: Process, asked: _TrainingOptions) -> None:
+    """Train as the first process, or follow it."""
     from workers.training.joint import processes
     from workers.training.recipes import training_run
+    from workers.training.recipes.labelled_rows import BadRows
 
     with one_line_errors():
-        if process.is_first:
-            _train(process, asked)
-            processes.tell(None)
-        else:
+        if not process.is_first:
             training_run.follow(process)
+            return
+        try:
+            _train(process, asked)
+        except BadRows as error:
+            for line in error.lines:
+                say(line, err=True)
+            sys.exit(FAILED)
+        processes.tell(None)
 
 
 def _train(process: Process, asked: _TrainingOptions) -> None:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
     from workers.training.recipes import training_run
 
     file = asked.recipe
@@ -106,22 +96,31 @@ def _train(process: Process, asked: _TrainingOptions) -> None:
     say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
     if rows.unlabelled:
         say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        card = training_run.run(training, _shown(progress, file.name))
-        if asked.compare:
-            card = training_run.compare(training, card, lambda name: _shown(progress, name))
+    card = _trained(training, compare=asked.compare)
     console().print(_table(card))
     say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")
 
 
+def _trained(training: RecipeTraining, *, compare: bool) -> TrainingCard:
+    """Train, and show the steps with their rate and the time that is left."""
+    from rich import progress as bars
+    from rich.console import Console
+    from rich.text import Text
+
+    from workers.training.recipes import training_run
+
+    class Rate(bars.ProgressColumn):
+        def render(self, task: bars.Task) -> Text:
+            return Text(f"{task.speed:.1f} steps/s" if task.speed else "")
+
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(), Rate())
+    with bars.Progress(*columns, bars.TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        card = training_run.run(training, _shown(progress, training.recipe.name))
+        return training_run.compare(training, card, lambda name: _shown(progress, name)) if compare else card
+
+
 def _shown(progress: Progress, name: str) -> Callable[[LogLine, int], None]:
-    """Return a function that shows the steps of a training with their rate, and its evaluations."""
+    """Return a function that shows the steps of a training and its evaluations."""
     bar = progress.add_task(name, total=None)
 
     def show(line: LogLine, steps: int) -> None:

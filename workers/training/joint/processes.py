@@ -59,9 +59,12 @@ def tell(work: object) -> None:
 
 
 def told() -> Any:
-    """Return the next object that the first process sends."""
+    """Return the next object that the first process sends. If it has ended, which it explains, this process ends, too."""
     found: list[Any] = [None]
-    distributed.broadcast_object_list(found, src=0)
+    try:
+        distributed.broadcast_object_list(found, src=0)
+    except RuntimeError:
+        sys.exit(1)
     return found[0]
 
 
@@ -70,7 +73,7 @@ def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device
     here.
 
     A `group` of one runs torch.distributed too, only to test it. An exception in one process ends all. Raises
-    ConfigurationError if one of them was killed.
+    ConfigurationError if one of them was killed, or without a GPU for each.
     """
     if launched_by_torchrun():
         with _group(_of_torchrun(device), "env://") as process:
@@ -78,6 +81,7 @@ def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device
     elif count == 1 and not group:
         do(Process(device=_placed(device, 0)), work)
     else:
+        _placed(device, count - 1)
         with tempfile.TemporaryDirectory(prefix="argosy-training-") as folder:
             meeting = f"file://{Path(folder) / 'meeting'}"
             if count == 1:
@@ -104,6 +108,8 @@ def _of_torchrun(device: str) -> Process:
 def _placed(device: str, local_rank: int) -> str:
     if device != "cuda":
         return device
+    if not torch.cuda.is_available():
+        raise ConfigurationError("device: this machine has no GPU that torch can use; train on the CPU: --device cpu")
     if local_rank >= torch.cuda.device_count():
         raise ConfigurationError(f"device: no GPU for process {local_rank}; there are {torch.cuda.device_count()}")
     return f"cuda:{local_rank}"

@@ -37,6 +37,8 @@ class TextLabels(LabelledKind):
         """Return a label's name; numbers count in the recipe's `labels`. Raises InvalidInput."""
         if isinstance(value, bool):
             return str(value).lower()
+        if isinstance(value, str) and value.strip().isdecimal() and value.strip() not in self.table.labels:
+            value = int(value) if self.table.labels else value  # a CSV has only texts
         if isinstance(value, int) and self.table.labels:
             if not 0 <= value < len(self.table.labels):
                 last = len(self.table.labels) - 1
@@ -68,6 +70,7 @@ class ClassificationKind(TextLabels):
 
     metric = "accuracy"
     problem = "single_label_classification"
+    settings = ("labels",)
 
     def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> str:
         return self.named(value, where)
@@ -109,6 +112,7 @@ class MultiLabelKind(TextLabels):
 
     metric = "micro_f1"
     problem = "multi_label_classification"
+    settings = ("labels",)
 
     @property
     def params(self) -> TextClassificationParams:

@@ -58,6 +58,9 @@ class LabelledKind(ABC):
     #: The heads that the recipe may name, the default first; none for a kind without a head of its own.
     heads: ClassVar[tuple[str, ...]] = ()
 
+    #: The settings of the recipe's table that only some kinds have.
+    settings: ClassVar[tuple[str, ...]] = ()
+
     #: The backbone's inputs that make an example: 2 for two texts that are compared.
     width: int = 1
 

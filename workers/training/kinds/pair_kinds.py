@@ -27,6 +27,7 @@ class SimilarityKind(LabelledKind):
     input_columns = ("sentence1", "sentence2")
     label_column = "score"
     metric = "spearman"
+    settings = ("scale",)
     width = 2
 
     @property
@@ -77,6 +78,7 @@ class RankingKind(LabelledKind):
     input_columns = ("query",)
     label_column = "positive"
     metric = "mrr"
+    settings = ("negatives",)
 
     def __init__(self, name: str, table: Any, where: str) -> None:
         super().__init__(name, table, where)

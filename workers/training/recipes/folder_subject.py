@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,8 @@ def _new_head(auto: str, folder: Path) -> Any:
 
 
 def _add_lora(backbone: Any, rank: int) -> None:
+    if find_spec("peft") is None:
+        raise ConfigurationError("train.sharing: \"lora\" needs peft; pip install 'argosy[train]'")
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules="all-linear")

@@ -17,6 +17,9 @@ from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.trained_kinds import TRAINED
 from workers.training.recipes.recipe_file import RecipeFile
 
+#: The settings of a task that only some kinds have.
+_OF_SOME_KINDS = ("labels", "scale", "negatives")
+
 #: The most bad rows that an error names.
 _MOST_NAMED = 10
 
@@ -45,9 +48,8 @@ class BadRows(ConfigurationError):
     """Rows that cannot be trained on, each named by file, line and field."""
 
     def __init__(self, errors: Sequence[InvalidInput], more: int) -> None:
-        lines = [str(error) for error in errors]
-        lines += [f"and {more:,} more"] if more else []
-        super().__init__("\n".join(lines))
+        self.lines = [*map(str, errors), *([f"and {more:,} more"] if more else [])]
+        super().__init__("\n".join(self.lines))
 
 
 def tasks_of(recipe: RecipeFile) -> dict[str, LabelledKind]:
@@ -59,6 +61,10 @@ def tasks_of(recipe: RecipeFile) -> dict[str, LabelledKind]:
             problem = f"{table.kind!r} is not trained; {known(table.kind, TRAINED)} (docs/training.md)"
             raise ConfigurationError(f"{where}.kind: {problem}")
         found[name] = TRAINED[table.kind](name, table, where)
+        others = [one for one in msgspec.structs.fields(table) if one.name in _OF_SOME_KINDS]
+        given = [one.name for one in others if getattr(table, one.name) != one.default]
+        if unknown := [setting for setting in given if setting not in found[name].settings]:
+            raise ConfigurationError(f"{where}.{unknown[0]}: {table.kind} has no such setting; take it out")
     forms = {task.modality: name for name, task in found.items()}
     if len(forms) > 1:
         (form, one), (other_form, other) = [*forms.items()][:2]
@@ -166,6 +172,8 @@ class _Reader:
                     self._note(error)
 
     def _note(self, error: InvalidInput) -> None:
+        if self._bad and str(error) == str(self._bad[-1]):  # the same input of several tasks
+            return
         if len(self._bad) < _MOST_NAMED:
             self._bad.append(error)
         else:

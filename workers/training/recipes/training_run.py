@@ -142,7 +142,7 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
 
 
 def compare(training: RecipeTraining, card: TrainingCard, show: Callable[[str], Show]) -> TrainingCard:
-    """Train each task alone, and all on the frozen backbone, with the same rows and steps; return the whole card."""
+    """Train each task alone, and all on the frozen backbone, with the same rows and settings; return the whole card."""
     tasks = dict(card.tasks)
     for task in training.tasks:
         alone = run(_alone(training, task.name), show(f"{task.name} alone"))
