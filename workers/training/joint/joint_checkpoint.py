@@ -95,7 +95,7 @@ def load(out: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer) ->
             # AdamW keeps its step count on the CPU, and no state for parameters without gradient
             state[name] = torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
             optimiser.state[parameter][key] = state[name]
-    _read(folder, state)
+    _read(folder, state, together=distributed.is_initialized())
     return saved.progress
 
 
@@ -107,8 +107,11 @@ def read(out: Path) -> Saved | None:
 
 
 def load_best(out: Path, network: nn.Module) -> None:
-    """Load the best weights of a training into its whole network. Frozen parameters stay as they were built."""
-    _read(out / _pointer(out / BEST, SavedBest).folder, learnt(network))
+    """Load the best weights of a training into its whole network, in this process alone.
+
+    Frozen parameters stay as they were built.
+    """
+    _read(out / _pointer(out / BEST, SavedBest).folder, learnt(network), together=False)
 
 
 def best_step(out: Path) -> int:
@@ -131,10 +134,10 @@ def _write(out: Path, folder: str, state: dict[str, torch.Tensor]) -> None:
         checkpoint.save(state, storage_writer=writer, no_dist=not distributed.is_initialized())
 
 
-def _read(folder: Path, state: dict[str, torch.Tensor]) -> None:
+def _read(folder: Path, state: dict[str, torch.Tensor], *, together: bool) -> None:
     with _quiet():
         reader = HuggingFaceStorageReader(str(folder))
-        checkpoint.load(state, storage_reader=reader, no_dist=not distributed.is_initialized())
+        checkpoint.load(state, storage_reader=reader, no_dist=not together)
 
 
 def _point(out: Path, name: str, pointer: Saved | SavedBest) -> None:

@@ -59,7 +59,7 @@ def tell(work: object) -> None:
 
 
 def told() -> Any:
-    """Return the next object that the first process sends. If it has ended, which it explains, this process ends, too."""
+    """Return the next object that the first process sends. If that has ended, which it explains, end this one, too."""
     found: list[Any] = [None]
     try:
         distributed.broadcast_object_list(found, src=0)

@@ -175,7 +175,8 @@ def _alone(training: RecipeTraining, name: str) -> RecipeTraining:
 def _frozen(training: RecipeTraining) -> RecipeTraining:
     table = msgspec.structs.replace(training.recipe.train, sharing="frozen")
     recipe = msgspec.structs.replace(training.recipe, train=table)
-    return replace(training, recipe=recipe, out=training.out / COMPARED / "frozen.backbone")
+    split: Split = "rows" if training.split == "stages" else training.split  # stages of a frozen backbone learn nothing
+    return replace(training, recipe=recipe, out=training.out / COMPARED / "frozen.backbone", split=split)
 
 
 def _parts(rows: LabelledRows) -> dict[Part, list[LabelledRow]]:
