@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,41 +17,28 @@ from workers.training.joint.recipe import Compression, Split
 class Layout:
     """A backbone of one stack of layers after `embeddings`.
 
-    `columns` and `rows` are the matrices of a layer, by the axis of their cut. `after` are the modules behind the
-    stack. `positions` returns the tokens of an input from the configuration, or None if inputs have their own lengths.
+    `columns` and `rows` are the matrices of a layer, by the axis of their cut. Behind the stack is at most a `pooler`.
     """
 
     layers: str
     columns: tuple[str, ...]
     rows: tuple[str, ...]
-    after: tuple[str, ...] = ()
-    positions: Callable[[Any], int | None] = lambda config: None
 
 
 _BERT = Layout(
     layers="encoder.layer",
     columns=("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense"),
     rows=("attention.output.dense", "output.dense"),
-    after=("pooler",),
 )
 _DISTILBERT = Layout(
     layers="transformer.layer",
     columns=("attention.q_lin", "attention.k_lin", "attention.v_lin", "ffn.lin1"),
     rows=("attention.out_lin", "ffn.lin2"),
 )
-_VIT = Layout(
-    layers="layers",
-    columns=("attention.q_proj", "attention.k_proj", "attention.v_proj", "mlp.fc1"),
-    rows=("attention.o_proj", "mlp.fc2"),
-    after=("layernorm", "pooler"),
-    positions=lambda config: (config.image_size // config.patch_size) ** 2 + 1,
-)
-
 #: By transformers' `model_type`.
 LAYOUTS: Mapping[str, Layout] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT),
     "distilbert": _DISTILBERT,
-    "vit": _VIT,
 }
 
 
@@ -104,7 +91,7 @@ def _check_layers(processes: int, shape: NetworkShape) -> None:
 def _check_stages(processes: int, shape: NetworkShape) -> None:
     _check_layout("stages", shape)
     if shape.lower_layers:
-        raise _refused("stages: the heads of this training read layers of several stages; use rows, layers or states")
+        raise _refused("the heads of this training read layers of several stages; use rows, layers or states")
     if shape.sharing == "frozen":
         raise _refused("stages of a frozen backbone have nothing to learn; use rows or states")
     if shape.layers < processes:

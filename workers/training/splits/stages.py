@@ -35,9 +35,8 @@ class PipelineStages(Splitting):
         self._tasks = len(network.tasks)
         config = network.encoder.backbone.config
         self._width, self._pad = config.hidden_size, getattr(config, "pad_token_id", None) or 0
-        self._positions = LAYOUTS[config.model_type].positions(config)
-        self._received = _Received(self._shape, process)
-        _keep_own(network, self._received, process)
+        self._received = Received(self._shape, process)
+        keep_own(network, self._received, process)
         self._part = _Part(self)
         self._schedules: dict[tuple[int, ...], Schedule1F1B] = {}
 
@@ -77,7 +76,7 @@ class PipelineStages(Splitting):
     def _shape(self, inputs: Any) -> tuple[int, int, int]:
         """Return the shape of a layer's output for a backbone's inputs."""
         first = next(own for own in inputs if isinstance(own, torch.Tensor))
-        return len(first), self._positions or first.shape[1], self._width
+        return len(first), first.shape[1], self._width
 
     def _schedule(self, shape: tuple[int, ...], count: int) -> Schedule1F1B:
         """Return the schedule for batches of a shape; torch's stages have buffers of fixed shapes."""
@@ -127,7 +126,7 @@ class _Part(nn.Module):
         return torch.zeros(tasks, 2, device=next(self.network.parameters()).device)
 
 
-class _Received(nn.Module):
+class Received(nn.Module):
     """The output of the stage before, in the place of the embeddings."""
 
     def __init__(self, shape: Any, process: Process) -> None:
@@ -144,18 +143,16 @@ class _Received(nn.Module):
 
 
 class _Skipped(nn.Module):
-    """A layer or a norm of another stage."""
+    """A layer of another stage."""
 
-    def forward(self, hidden: torch.Tensor | None = None, *_: Any, **kwargs: Any) -> torch.Tensor:
-        found: torch.Tensor = kwargs["hidden_states"] if hidden is None else hidden
-        return found
+    def forward(self, hidden: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return hidden
 
 
-def _keep_own(network: Any, received: _Received, process: Process) -> None:
+def keep_own(network: Any, received: Received, process: Process) -> None:
     """Take the parts of other stages away; names stay as in the whole network."""
     backbone = network.encoder.backbone
-    layout = LAYOUTS[backbone.config.model_type]
-    layers = backbone.get_submodule(layout.layers)
+    layers = backbone.get_submodule(LAYOUTS[backbone.config.model_type].layers)
     bounds = [round(len(layers) * number / process.count) for number in range(process.count + 1)]
     for number in range(len(layers)):
         if not bounds[process.rank] <= number < bounds[process.rank + 1]:
@@ -163,8 +160,7 @@ def _keep_own(network: Any, received: _Received, process: Process) -> None:
     if not process.is_first:
         backbone.embeddings = received
     if process.rank < process.count - 1:
-        for name in layout.after:
-            setattr(backbone, name, None if name == "pooler" else _Skipped())
+        backbone.pooler = None
         network.heads = nn.ModuleList()
         network.weights = None
 
