@@ -198,8 +198,8 @@ def test_losses_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
         module: Any = task.module
         module.bert = network.encoder.backbone
         rows_ = batch[f"of/{name}"].flatten()
-        length = int(inputs["attention_mask"][rows_].sum())  # of the only row, without padding
-        own = {key: tensor[rows_][:, :length] for key, tensor in inputs.items()}
+        longest = int(inputs["attention_mask"][rows_].sum())
+        own = {key: tensor[rows_][:, :longest] for key, tensor in inputs.items()}
         with torch.no_grad():
             assert float(module(**own, **labels).loss) == pytest.approx(tallies[name][1], rel=1e-4), number
 
@@ -227,7 +227,7 @@ def test_a_folder_with_a_training_is_not_taken(folder: Path, tmp_path: Path) -> 
 @pytest.mark.training
 def test_every_kind_learns(folder: Path, tmp_path: Path) -> None:
     """From rows whose labels are told by single words."""
-    _, card = trained(recipe(folder, tmp_path / "learnt", ALL_KINDS, "steps = 500\nevaluate_every = 50\npatience = 20"))
+    _, card = trained(recipe(folder, tmp_path / "learnt", ALL_KINDS, "steps = 300\nevaluate_every = 50\npatience = 20"))
     scores = {name: training_run.main(task) for name, task in card.tasks.items()}
     assert min(scores.values()) > 0.8, scores
     assert abs(card.tasks["price"].scores["mae"]) < 5
@@ -298,6 +298,19 @@ def test_a_training_is_compared_with_others(folder: Path, tmp_path: Path) -> Non
         assert task.frozen is not None
         assert task.alone > task.frozen >= (task.baseline or 0) - 0.2
     assert msgspec.json.decode((tmp_path / "compared" / "card.json").read_bytes(), type=TrainingCard) == whole
+
+
+@pytest.mark.training
+def test_a_backbone_with_a_head_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """A classifier of other labels is a backbone like any other: its labels are not the tasks'."""
+    labels = {0: "a", 1: "b", 2: "c"}
+    config = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    tiny_checkpoints.bert(tmp_path / "encoder", "BertForSequenceClassification", **config)
+    (tmp_path / "rows.jsonl").write_bytes((folder / "rows.jsonl").read_bytes())
+    training, card = trained(recipe(tmp_path, tmp_path / "other", ALL_KINDS, "steps = 2"))
+    model = served(training)
+    assert {answer[0]["label"] for answer in answers(model, training, "place")} <= set(PLACES)
+    assert card.tasks["where"].test_rows == len(answers(model, training, "where"))
 
 
 @pytest.mark.training

@@ -101,7 +101,9 @@ class LabelledKind(ABC):
     def label(self, row: Mapping[str, Any], origin: str) -> Any:
         """Return a row's label, or None if it has none. Raises InvalidInput."""
         value = row.get(self.label_from)
-        return None if value is None or value == "" else self.read_label(value, row, f"{origin}: {self.label_from}")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        return self.read_label(value, row, f"{origin}: {self.label_from}")
 
     @abstractmethod
     def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> Any:

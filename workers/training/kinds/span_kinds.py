@@ -140,12 +140,16 @@ class AnswerKind(LabelledKind):
     metric = "f1"
     heads = ("transformers",)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"num_labels": 2}  # scores of the first and of the last token, whatever the backbone's folder classified
+
     #: Whether a training row has no answer.
     impossible = False
 
     @property
     def params(self) -> QuestionAnsweringParams:
-        return QuestionAnsweringParams(handle_impossible_answer=self.impossible, max_answer_len=30)
+        return QuestionAnsweringParams(handle_impossible_answer=self.impossible)
 
     def content(self, row: Mapping[str, Any], origin: str) -> QuestionInput:
         return QuestionInput(*(self._text(row, column, origin) for column in self.columns))
