@@ -67,9 +67,20 @@ def splits() -> dict[str, Split]:
     return {"mood": split("mood", 240), "place": split("place", 120)}
 
 
+def tiny_encoder(folder: Path, **config: int) -> Path:
+    """Write an encoder whose biases are not 0, as a trained one's: differences are shares of a tensor's values."""
+    encoder = tiny_checkpoints.bert(folder, "BertModel", **config)
+    tensors, chance = load_file(encoder / "model.safetensors"), torch.Generator().manual_seed(1)
+    for name, tensor in tensors.items():
+        if name.endswith("bias"):
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=chance))
+    save_file(tensors, encoder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory, splits: Mapping[str, Split]) -> Corpus:
-    folder = tiny_checkpoints.bert(tmp_path_factory.mktemp("encoder"), "BertModel", num_hidden_layers=6)
+    folder = tiny_encoder(tmp_path_factory.mktemp("encoder"), num_hidden_layers=6)
     return corpus.read(folder, splits, RECIPE.max_tokens)
 
 
@@ -113,11 +124,7 @@ negatives = 2
 
 def recipe_work(folder: Path, tasks: str, train: str = "") -> Work:
     """Return the training of a recipe of `argosy train`, on a tiny encoder whose biases are not 0."""
-    encoder = tiny_checkpoints.bert(folder / "encoder", "BertModel")
-    tensors = load_file(encoder / "model.safetensors")
-    for name, tensor in tensors.items():
-        tensor.add_(0.05 * torch.randn(tensor.shape) if name.endswith("bias") else 0)
-    save_file(tensors, encoder / "model.safetensors", {"format": "pt"})
+    tiny_encoder(folder / "encoder")
     rows = test_recipe_training.rows(240)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings_ = f"steps = {STEPS}\nevaluate_every = {STEPS}\ndropout = false\n{train}"
