@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 import torch
 from torch import distributed, nn
-from torch.distributed import checkpoint
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
@@ -131,13 +131,13 @@ def _write(out: Path, folder: str, state: dict[str, torch.Tensor]) -> None:
     _wait()
     with _quiet():
         writer = HuggingFaceStorageWriter(str(out / folder), save_distributed=True)
-        checkpoint.save(state, storage_writer=writer, no_dist=not distributed.is_initialized())
+        state_dict_saver.save(state, storage_writer=writer, no_dist=not distributed.is_initialized())
 
 
 def _read(folder: Path, state: dict[str, torch.Tensor], *, together: bool) -> None:
     with _quiet():
         reader = HuggingFaceStorageReader(str(folder))
-        checkpoint.load(state, storage_reader=reader, no_dist=not together)
+        state_dict_loader.load(state, storage_reader=reader, no_dist=not together)
 
 
 def _point(out: Path, name: str, pointer: Saved | SavedBest) -> None:

@@ -85,7 +85,7 @@ class Splitting:
         # each process takes as many passes, in which some splits exchange weights; the last ones may be repeated
         own = [*batches[self.rank :: self.sharers]]
         more = -(-len(batches) // self.sharers) - len(own)
-        found = [unseen.judged(self.evaluated, batch) for batch in own + batches[:1] * more]
+        found = [unseen.judged(self.evaluated, batch) for batch in own + [*batches[:1]] * more]
         return self._gathered(found[: len(own)])
 
     @property

@@ -117,7 +117,8 @@ class _Part(nn.Module):
                 return output.float()
             loss, tally = self.network(**batch)
         self.tallies.append(tally)
-        return (loss * self.scale).reshape(1)
+        scaled: torch.Tensor = (loss * self.scale).reshape(1)
+        return scaled
 
     def tally(self, tasks: int) -> torch.Tensor:
         """Return the sum of the micro-batches' tallies, of which only the last stage has some."""
