@@ -219,6 +219,10 @@ def test_a_folder_with_a_training_is_not_taken(folder: Path, tmp_path: Path) -> 
     trained(path)
     with pytest.raises(ConfigurationError, match="has a training; add --resume"):
         training_run.prepare(recipe_file.load(path), resume=False)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    with pytest.raises(ConfigurationError, match=r"has other files, such as notes.txt; name another folder"):
+        training_run.prepare(recipe_file.load(recipe(folder, tmp_path / "taken", ALL_KINDS)), resume=True)
     path.write_text(path.read_text().replace("rows = 16", "rows = 8"))
     with pytest.raises(ConfigurationError, match="made by another recipe"):
         trained(path, resume=True)

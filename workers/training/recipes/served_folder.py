@@ -21,6 +21,7 @@ from workers.models import huggingface
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.text import task_heads
 from workers.models.interface.model import Model, ModelSpec
+from workers.training.joint.trainer import LOG
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import TaskNetwork
 from workers.training.recipes.recipe_file import RecipeFile
@@ -30,6 +31,16 @@ BACKBONE, HEADS, SETTINGS = "backbone", "heads", "fleet.toml"
 #: Files of a backbone's folder that hold its weights, other weights, or the weights of other runtimes.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx")
 _OTHER = ("adapter_*", "onnx", "openvino", ".git", ".cache")
+
+
+def check_free(recipe: RecipeFile, *, resume: bool) -> None:
+    """Raise ConfigurationError if the result's folder has a training that is not resumed, or files of other origin."""
+    there = {path.name for path in recipe.out.iterdir()} if recipe.out.is_dir() else set()
+    if LOG in there and not resume:
+        problem = f"{recipe.out} has a training; add --resume to go on with it, or name another folder"
+        raise recipe.wrong("train.out", problem)
+    if there and not there & {LOG, HEADS, BACKBONE}:
+        raise recipe.wrong("train.out", f"{recipe.out} has other files, such as {min(there)}; name another folder")
 
 
 def write_settings(out: Path, backbone: Path, tasks: Sequence[LabelledKind]) -> None:

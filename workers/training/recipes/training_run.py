@@ -92,9 +92,7 @@ class RecipeTraining:
 
 def prepare(recipe: RecipeFile, *, resume: bool, process: Process = _ALONE, split: Split = "rows") -> RecipeTraining:
     """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
-    if joint_checkpoint.read(recipe.out) is not None and not resume:
-        problem = f"{recipe.out} has a training; add --resume to go on with it"
-        raise recipe.wrong("train.out", f"{problem}, or name another folder")
+    served_folder.check_free(recipe, resume=resume)
     backbone = _backbone(recipe)
     shape = NetworkShape.of(backbone.folder, recipe.train.sharing)
     layouts.check(split, process.count, shape, recipe.train.compression)
