@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed, multiprocessing
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from producers.wire.errors import ConfigurationError
@@ -76,7 +77,7 @@ def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device
     ConfigurationError if one of them was killed, or without a GPU for each.
     """
     if launched_by_torchrun():
-        with _group(_of_torchrun(device), "env://") as process:
+        with _group(_of_torchrun(device), _meeting_of_torchrun()) as process:
             do(process, work)
     elif count == 1 and not group:
         do(Process(device=_placed(device, 0)), work)
@@ -122,14 +123,28 @@ def _member(rank: int, do: Callable[[Process, Any], object], work: Any, count: i
         do(process, work)
 
 
+def _meeting_of_torchrun() -> str | Store:
+    """Return the place where torchrun's processes find each other, a new one after each restart.
+
+    torchrun (2.13) keeps its store over restarts: processes that were started again would read the addresses of the
+    ended ones, and fail to connect.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return "env://"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = f"{os.environ['TORCHELASTIC_RESTART_COUNT']}-{os.environ['WORLD_SIZE']}"
+    return PrefixStore(f"argosy-{attempt}", TCPStore(address, port, is_master=False))
+
+
 @contextmanager
-def _group(process: Process, meeting: str) -> Iterator[Process]:
+def _group(process: Process, meeting: str | Store) -> Iterator[Process]:
     cuda = process.device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(process.device)
     distributed.init_process_group(
         "nccl" if cuda else "gloo",
-        init_method=meeting,
+        init_method=meeting if isinstance(meeting, str) else None,
+        store=None if isinstance(meeting, str) else meeting,
         rank=process.rank,
         world_size=process.count,
         timeout=_PATIENCE,
