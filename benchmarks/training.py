@@ -4,7 +4,9 @@ and how good is it?
 Steps a second of one process and of two, which on one machine share its cores; a step's time on an imitated link on
 which gradients take as long as a step computes, sent while the backward pass goes on and after it; bytes that a process
 gives to collectives in a step, and accuracy on the validation part after the same steps, by compression; held-out
-accuracy beside the heads on the frozen encoder. With ``--device cuda``, one process for each GPU: with one GPU, NCCL in
+accuracy beside the heads on the frozen encoder. Then, for each split of a recipe's training (rows, layers, states,
+stages): how far its weights are from those of one process after twelve steps, as a share of a tensor's largest value, a
+step's time, and the share of the rows' bytes that each process decodes in an epoch. With ``--device cuda``, one process for each GPU: with one GPU, NCCL in
 a group of one, and no second process to wait for.
 """
 
@@ -21,16 +23,24 @@ import msgspec
 
 from benchmarks import convention
 from producers.wire.catalogue import Catalogue
+from tests import training_checkpoints
 from workers.models.sources import model_source
 from workers.training import data, head_features
 from workers.training.data import SEED, Split
 from workers.training.joint import corpus, processes, result, trainer
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
+from workers.training.joint.recipe import Split as Sharing
 from workers.training.joint.trainer import LogLine, Work
+from workers.training.recipes import recipe_file, training_run
+from workers.training.recipes.folder_subject import TrainedFolder
+from workers.training.recipes.recipe_file import RecipeFile
 
 #: Steps that are not timed, if there are as many more: buckets are put in order, memory is taken.
 WARM_UP = 3
+
+#: Steps of a recipe's training: an epoch of its rows.
+SPLIT_STEPS = 12
 
 #: A bucket of all gradients: none goes out before the backward pass is over.
 ONE_BUCKET_MB = 10_000.0
@@ -42,15 +52,18 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--processes", type=int, help="of the group (default: 2 on CPUs, 1 on a GPU)")
     parser.add_argument("--steps", type=int, default=1500, help="of the joint training; a tenth of them by compression")
+    parser.add_argument("--rows", type=int, default=64, help="of a step")
     asked = parser.parse_args()
     steps = 3 if asked.quick else asked.steps
-    recipe = Recipe(steps=steps, rows=4 if asked.quick else 64, max_tokens=16 if asked.quick else 256)
+    recipe = Recipe(steps=steps, rows=4 if asked.quick else asked.rows, max_tokens=16 if asked.quick else 256)
     recipe = msgspec.structs.replace(recipe, precision=asked.precision, evaluate_every=min(100, steps))
     count = asked.processes or (2 if asked.device == "cpu" else 1)
     with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
         bench = Bench(Path(folder), recipe, asked.device, quick=asked.quick)
         figures = {"device": asked.device, "precision": asked.precision, "processes": count}
         figures |= bench.joint() | bench.together(count)
+        if count > 1:
+            figures |= bench.splits_of_a_recipe(count)
     convention.report("training", figures, keep=asked.keep, variant="" if asked.device == "cpu" else asked.device)
 
 
@@ -98,7 +111,40 @@ class Bench:
         group = Group(self._work("plain", short), compressed)
         processes.run(measure, group, count=count, device=self.device, group=True)
         found = {name: list(trainer.read_log(self.folder / name)) for name in ("plain", "hidden", "after", *compressed)}
-        return {**_hiding(found), "compared_steps": steps, **{name: _traffic(found[name]) for name in compressed}}
+        traffic = {name: _traffic(name, found[name], count) for name in compressed}
+        return {**_hiding(found), "compared_steps": steps, **traffic}
+
+    def splits_of_a_recipe(self, count: int) -> dict[str, Any]:
+        """Train an epoch of a recipe's rows in one process, and by each split in a group."""
+        convention.progress(f"splitting a recipe's training among {count}")
+        training = training_run.prepare(self._recipe(min(16, self.recipe.rows)), resume=False)
+        recipe = training_run.loop_recipe(training)
+        alone = Work(corpus=training_run.subject_of(training), recipe=recipe, out=training.out)
+        processes.run(trainer.train, alone, count=1, device=self.device)
+        works = [replace(alone, split=name, out=self.folder / f"split-{name}") for name in get_args(Sharing)]
+        processes.run(count_decoded, works, count=count, device=self.device)
+        found = {work.split: _split_figures(alone, work, count) for work in works}
+        return {"split_alone_step_s": round(_step_s(list(trainer.read_log(alone.out))), 4), "splits": found}
+
+    def _recipe(self, rows: int) -> RecipeFile:
+        folder = self.folder / "recipe"
+        folder.mkdir()
+        sizes = {"train": rows * SPLIT_STEPS // len(self.splits), "validation": 8, "test": 8}
+        for part, size in sizes.items():
+            chosen = {
+                task: getattr(split, part)[:: max(1, len(getattr(split, part)) // size)][:size]
+                for task, split in self.splits.items()
+            }
+            lines = [{"text": own.text, task: own.label} for task, some in chosen.items() for own in some]
+            (folder / f"{part}.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        files = "".join(f'{part} = "{part}.jsonl"\n' for part in sizes)
+        tasks = "".join(f'[tasks.{task}]\nkind = "classification"\nlabel = "{task}"\n' for task in self.splits)
+        (folder / "recipe.toml").write_text(
+            f"[train]\nrows = {rows}\nsteps = {SPLIT_STEPS}\nevaluate_every = {SPLIT_STEPS}\ntemperature = 1\n"
+            f"max_tokens = {self.recipe.max_tokens}\ndropout = false\n[data]\n{files}{tasks}",
+            encoding="utf-8",
+        )
+        return recipe_file.load(folder / "recipe.toml")
 
     def _work(self, name: str, recipe: Recipe) -> Work:
         return Work(corpus=self.texts, recipe=recipe, out=self.folder / name, checkpoint_every=0)
@@ -121,6 +167,30 @@ def measure(process: Process, group: Group) -> None:
         trainer.train(process, work)
 
 
+def count_decoded(process: Process, works: Sequence[Work]) -> None:
+    """Train one after the other; write the bytes of the rows that this process has decoded."""
+    for work in works:
+        assert isinstance(work.corpus, TrainedFolder)
+        rows = work.corpus.parts["train"]
+        before = rows.decoded_bytes
+        trainer.train(process, work)
+        (work.out / f"decoded-{process.rank}").write_text(str(rows.decoded_bytes - before), encoding="utf-8")
+
+
+def _split_figures(alone: Work, work: Work, count: int) -> dict[str, Any]:
+    assert isinstance(work.corpus, TrainedFolder)
+    whole = work.corpus.parts["train"].bytes
+    difference, _ = training_checkpoints.furthest(
+        training_checkpoints.last(alone.out), training_checkpoints.last(work.out)
+    )
+    decoded = [int((work.out / f"decoded-{rank}").read_text(encoding="utf-8")) for rank in range(count)]
+    return {
+        "weights_differ_by": float(f"{difference:.1e}"),
+        "step_s": round(_step_s(list(trainer.read_log(work.out))), 4),
+        "decoded_share": [round(own / whole, 3) for own in decoded],
+    }
+
+
 def _hiding(found: Mapping[str, Sequence[LogLine]]) -> dict[str, float]:
     """Compare steps whose exchange takes as long as a plain step: done while the backward pass goes on, and after
     it.
@@ -134,11 +204,14 @@ def _hiding(found: Mapping[str, Sequence[LogLine]]) -> dict[str, float]:
     }
 
 
-def _traffic(lines: Sequence[LogLine]) -> dict[str, float]:
+def _traffic(name: str, lines: Sequence[LogLine], count: int) -> dict[str, float]:
     last = lines[-1]
     assert last.accuracies is not None, "the last step is evaluated"
+    # what a process sends in a ring: an all-gather for `topk`, else an all-reduce
+    sent = count - 1 if name == "topk" else 2 * (count - 1) / count
     return {
         "step_kb": round(last.given_bytes / 1000, 1),
+        "wire_kb": round(last.given_bytes * sent / 1000, 1),
         "uncompressed_kb": round(last.uncompressed_bytes / 1000, 1),
         "step_s": round(_step_s(lines), 4),
         "validation_accuracy": round(statistics.mean(last.accuracies), 4),

@@ -4,6 +4,7 @@ its weights are random; dropout is off where trainings are compared.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import statistics
@@ -16,7 +17,7 @@ from typing import get_args
 import msgspec
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed import GradBucket
 from torch.futures import Future
 from torch.multiprocessing.spawn import ProcessException
@@ -24,21 +25,23 @@ from torch.multiprocessing.spawn import ProcessException
 from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
 from tests.conftest import free_port
+from tests.integration import test_recipe_training
+from tests.training_checkpoints import TOLERANCE, furthest, last
 from workers import settings
 from workers.batching.serving import served_models
 from workers.training.data import Example, Split
-from workers.training.joint import compression, corpus, joint_checkpoint, joint_network, processes, result, trainer
+from workers.training.joint import corpus, joint_network, processes, result, trainer
 from workers.training.joint.corpus import Corpus
 from workers.training.joint.processes import Process
 from workers.training.joint.recipe import Compression, Recipe
 from workers.training.joint.trainer import LogLine, Work
+from workers.training.recipes import recipe_file, training_run
+from workers.training.recipes.folder_subject import TrainedFolder
+from workers.training.splits import compression
 from workers.training.training_batches import best_labels
 
 STEPS = 12
 RECIPE = Recipe(steps=STEPS, rows=12, max_tokens=32, encoder_rate=1e-3, dropout=False, evaluate_every=6)
-
-#: By how much weights may differ after `STEPS` steps in which the same numbers were added up in another order.
-TOLERANCE = 1e-5
 
 WORDS = {
     "mood": {"negative": ("bad", "dull"), "positive": ("good", "fine", "moving")},
@@ -64,9 +67,20 @@ def splits() -> dict[str, Split]:
     return {"mood": split("mood", 240), "place": split("place", 120)}
 
 
+def tiny_encoder(folder: Path, **config: int) -> Path:
+    """Write an encoder whose biases are not 0, as a trained one's: differences are shares of a tensor's values."""
+    encoder = tiny_checkpoints.bert(folder, "BertModel", **config)
+    tensors, chance = load_file(encoder / "model.safetensors"), torch.Generator().manual_seed(1)
+    for name, tensor in tensors.items():
+        if name.endswith("bias"):
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=chance))
+    save_file(tensors, encoder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory, splits: Mapping[str, Split]) -> Corpus:
-    folder = tiny_checkpoints.bert(tmp_path_factory.mktemp("encoder"), "BertModel", num_hidden_layers=6)
+    folder = tiny_encoder(tmp_path_factory.mktemp("encoder"), num_hidden_layers=6)
     return corpus.read(folder, splits, RECIPE.max_tokens)
 
 
@@ -79,16 +93,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Return all that the last checkpoint has of a training: its weights, and the optimiser's averages."""
-    return load_file(out / joint_checkpoint.FILE)
-
-
-def furthest(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> float:
-    assert some.keys() == others.keys()
-    return max(float((tensor - others[name]).abs().max()) for name, tensor in some.items())
-
-
 @pytest.fixture(scope="module")
 def alone(texts: Corpus, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Work:
     """A training by this very process."""
@@ -97,14 +101,62 @@ def alone(texts: Corpus, tmp_path_factory: pytest.TempPathFactory, one_thread: N
     return work
 
 
-def one_by_one(process: Process, works: Sequence[Work]) -> None:
-    """In one group, as starting processes takes longer than these trainings."""
-    for work in works:
-        trainer.train(process, work)
+SPLITS = ("rows", "layers", "states", "stages")
+
+SHARED_KINDS = """
+[tasks.mood]
+kind = "classification"
+label = "mood"
+[tasks.stars]
+kind = "regression"
+label = "stars"
+fusion = ["mood"]
+[tasks.places]
+kind = "token-labels"
+label = "entities"
+[tasks.where]
+kind = "answers"
+[tasks.find]
+kind = "ranking"
+negatives = 2
+"""
+
+
+def recipe_work(folder: Path, tasks: str, train: str = "") -> Work:
+    """Return the training of a recipe of `argosy train`, on a tiny encoder whose biases are not 0."""
+    tiny_encoder(folder / "encoder")
+    rows = test_recipe_training.rows(240)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings_ = f"steps = {STEPS}\nevaluate_every = {STEPS}\ndropout = false\n{train}"
+    path = test_recipe_training.recipe(folder, folder / "alone", tasks, settings_)
+    training = training_run.prepare(recipe_file.load(path), resume=False)
+    subject = training_run.subject_of(training)
+    return Work(corpus=subject, recipe=training_run.loop_recipe(training), out=training.out)
 
 
 @pytest.fixture(scope="module")
-def together(alone: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Work:
+    """A recipe's training by this very process."""
+    work = recipe_work(tmp_path_factory.mktemp("shared"), SHARED_KINDS)
+    trainer.train(Process(), work)
+    return work
+
+
+def one_by_one(process: Process, works: Sequence[Work]) -> None:
+    """In one group, as starting processes takes longer than these trainings."""
+    for work in works:
+        rows = work.corpus.parts["train"] if isinstance(work.corpus, TrainedFolder) else None
+        before = rows.decoded_bytes if rows else 0
+        if work.out.name == "first half":  # the rest is another test's
+            stopped_at(STEPS // 2, work, process)
+        else:
+            trainer.train(process, work)
+        if rows:
+            (work.out / f"decoded-{process.rank}").write_text(str(rows.decoded_bytes - before))
+
+
+@pytest.fixture(scope="module")
+def together(alone: Work, shared: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folders of trainings by two processes, by what was special about them."""
     out = tmp_path_factory.mktemp("together")
     works = {
@@ -116,14 +168,18 @@ def together(alone: Work, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     works["layers"] = replace(alone, out=out / "layers", split="layers")
     # half of it by one process, the rest by two, each with its part of what the checkpoint has
     halfway = replace(alone, out=out / "halfway", split="layers", checkpoint_every=STEPS // 2)
-    stopped_at(STEPS // 2, halfway)
-    processes.run(one_by_one, [*works.values(), halfway], count=2, device="cpu")
-    return {name: work.out for name, work in (works | {"halfway": halfway}).items()}
+    stopped_at(STEPS // 2, replace(halfway, split="rows"), Process())
+    works["halfway"] = halfway
+    for split in SPLITS:
+        works[f"shared {split}"] = replace(shared, out=out / f"shared {split}", split=split)
+    works["first half"] = replace(shared, out=out / "first half", split="stages", checkpoint_every=STEPS // 2)
+    processes.run(one_by_one, [*works.values()], count=2, device="cpu")
+    return {name: work.out for name, work in works.items()}
 
 
-def stopped_at(step: int, work: Work) -> None:
-    """Take steps in this process until there is a checkpoint at `step`, and no further."""
-    for line in trainer.steps(Process(), replace(work, split="rows")):
+def stopped_at(step: int, work: Work, process: Process) -> None:
+    """Take steps until there is a checkpoint at `step`, and no further."""
+    for line in trainer.steps(process, work):
         if line.step == step:
             return
 
@@ -131,13 +187,38 @@ def stopped_at(step: int, work: Work) -> None:
 @pytest.mark.parametrize("name", ["none", "accumulated", "slow link", "layers", "halfway"])
 def test_two_processes_come_to_what_one_comes_to(name: str, alone: Work, together: Mapping[str, Path]) -> None:
     """Each has half of every step's rows, or half of every layer."""
-    assert furthest(weights(alone.out), weights(together[name])) < TOLERANCE
+    assert furthest(last(alone.out), last(together[name]))[0] < TOLERANCE
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_split_comes_to_what_one_process_comes_to(split: str, shared: Work, together: Mapping[str, Path]) -> None:
+    """Of a recipe's tasks with heads of their own and of transformers, in fp32 and without dropout."""
+    assert furthest(last(shared.out), last(together[f"shared {split}"]))[0] < TOLERANCE
+    lines, others = (list(trainer.read_log(out))[-1] for out in (shared.out, together[f"shared {split}"]))
+    assert lines.accuracies == pytest.approx(others.accuracies, abs=1e-3)
+
+
+def test_one_process_goes_on_from_the_stages_of_two(shared: Work, together: Mapping[str, Path]) -> None:
+    """Each stage has written its own layers, and their averages."""
+    lines = trainer.train(Process(), replace(shared, out=together["first half"]))
+    assert [line.step for line in lines] == [*range(STEPS // 2 + 1, STEPS + 1)]
+    assert furthest(last(shared.out), last(together["first half"]))[0] < TOLERANCE
+
+
+@pytest.mark.parametrize("split", ["rows", "states"])
+def test_a_process_decodes_only_its_rows(split: str, shared: Work, together: Mapping[str, Path]) -> None:
+    """The steps are one epoch: each of two processes decodes half of it."""
+    assert isinstance(shared.corpus, TrainedFolder)
+    whole = shared.corpus.parts["train"].bytes * STEPS * shared.recipe.rows / sum(shared.corpus.stream_sizes)
+    for rank in range(2):
+        decoded = int((together[f"shared {split}"] / f"decoded-{rank}").read_text())
+        assert 0.8 / 2 * whole < decoded < 1.2 / 2 * whole
 
 
 def test_micro_batches_come_to_what_one_batch_comes_to(alone: Work, tmp_path: Path) -> None:
     """Their gradients add up, so a step's rows may be more than memory holds at a time."""
     trainer.train(Process(), replace(alone, out=tmp_path, accumulate=4))
-    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+    assert furthest(last(alone.out), last(tmp_path))[0] < TOLERANCE
 
 
 @pytest.mark.parametrize(("bucket_mb", "hidden"), [(0.05, True), (1000.0, False)])
@@ -182,7 +263,7 @@ def test_torchrun_says_who_is_who(alone: Work, tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(name, value)
     processes.run(trainer.train, replace(alone, out=tmp_path), count=2, device="cpu")
     assert next(trainer.read_log(tmp_path)).given_bytes > 0
-    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+    assert furthest(last(alone.out), last(tmp_path))[0] < TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "most_share"), [("fp16", 0.5), ("bf16", 0.5), ("powersgd", 0.4), ("topk", 0.03)])
@@ -217,13 +298,15 @@ def test_what_is_not_sent_is_kept_for_later() -> None:
 def test_a_killed_training_goes_on(alone: Work, tmp_path: Path) -> None:
     """SIGKILL between two checkpoints: what was done since the last one is done again, and comes out the same."""
     work = replace(alone, out=tmp_path, checkpoint_every=4)
-    with pytest.raises(ProcessException):  # of the killed one, or of the other, whose exchange broke off
+    with pytest.raises(
+        (ProcessException, ConfigurationError)
+    ):  # of the killed one, or of the other, whose exchange broke off
         processes.run(killed_at_six, work, count=2, device="cpu")
     assert [line.step for line in trainer.read_log(tmp_path)] == [1, 2, 3, 4, 5, 6]
     again = trainer.train(Process(), work)
     assert [line.step for line in again] == [*range(5, STEPS + 1)]
     assert [line.step for line in trainer.read_log(tmp_path)] == [*range(1, STEPS + 1)]
-    assert furthest(weights(alone.out), weights(tmp_path)) < TOLERANCE
+    assert furthest(last(alone.out), last(tmp_path))[0] < TOLERANCE
 
 
 def killed_at_six(process: Process, work: Work) -> None:
@@ -273,8 +356,9 @@ def test_rows_must_go_round(alone: Work, tmp_path: Path) -> None:
 
 
 def test_layers_need_somebody_to_share_them(alone: Work, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="one process has nobody"):
-        trainer.train(Process(), replace(alone, out=tmp_path, split="layers"))
+    for split in ("layers", "states", "stages"):
+        with pytest.raises(ConfigurationError, match=f"one process has nobody to share {split}"):
+            trainer.train(Process(), replace(alone, out=tmp_path, split=split))
 
 
 def test_weights_must_name_the_tasks(alone: Work, tmp_path: Path) -> None:

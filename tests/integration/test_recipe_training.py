@@ -19,7 +19,7 @@ import transformers
 from safetensors.torch import load_file
 
 from producers.wire.errors import ConfigurationError
-from tests import tiny_checkpoints
+from tests import tiny_checkpoints, training_checkpoints
 from workers import settings
 from workers.batching.serving import served_models
 from workers.models.interface.model import Model
@@ -281,8 +281,9 @@ def test_a_killed_training_comes_to_the_same(folder: Path, tmp_path: Path) -> No
     _, card = trained(killed, resume=True)
     assert [line.step for line in trainer.read_log(tmp_path / "killed")] == [*range(1, 61)]
     assert_close([*_scores(card)], [*_scores(expected)])
-    for name, tensor in load_file(tmp_path / "whole" / joint_checkpoint.BEST).items():
-        assert torch.allclose(tensor, load_file(tmp_path / "killed" / joint_checkpoint.BEST)[name], atol=1e-6)
+    best, again = (training_checkpoints.best(tmp_path / name) for name in ("whole", "killed"))
+    for name, tensor in best.items():
+        assert torch.allclose(tensor, again[name], atol=1e-6)
 
 
 def _scores(card: TrainingCard) -> Sequence[float]:

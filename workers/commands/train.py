@@ -4,27 +4,50 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from producers.wire.command_line import FAILED, console, say
+from producers.wire.command_line import FAILED, console, one_line_errors, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
+    from workers.training.joint.processes import Process
+    from workers.training.joint.recipe import Split
     from workers.training.joint.trainer import LogLine
+    from workers.training.recipes.recipe_file import RecipeFile
     from workers.training.recipes.training_run import RecipeTraining, TrainingCard
+
+
+@dataclass(frozen=True, slots=True)
+class _TrainingOptions:
+    """The command's options, as its processes get them."""
+
+    recipe: RecipeFile
+    resume: bool
+    compare: bool
+    split: Split
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a training that was stopped.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Train on it.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Train together, here.")
+@click.option(
+    "--split",
+    type=click.Choice(["rows", "layers", "states", "stages"]),
+    default="rows",
+    show_default=True,
+    help="Share out among processes: rows of a step (DDP), matrices of layers (tensor parallel), weights and their "
+    "states (FSDP), or stages of layers (pipeline).",
+)
 @click.option("--compare", is_flag=True, help="Also train each task alone, and all on the frozen backbone.")
-def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
+def train(recipe: Path, *, resume: bool, device: str, processes: int, split: Split, compare: bool) -> None:
     """Train the tasks of RECIPE, a TOML file, on one shared backbone.
 
     \b
@@ -34,22 +57,46 @@ def train(recipe: Path, *, resume: bool, device: str, compare: bool) -> None:
     \b
         argosy train reviews.toml
         ARGOSY_FLEET=reviews/fleet.toml argosy up
+        argosy train reviews.toml --processes 2 --split states
+        torchrun --nproc-per-node 4 --no-python argosy train reviews.toml --device cuda
     """
-    from workers.training.recipes import recipe_file, training_run
+    from workers.training.joint import processes as training_processes
+    from workers.training.recipes import recipe_file
+
+    resume = resume or training_processes.restarted()
+    asked = _TrainingOptions(recipe_file.load(recipe), resume, compare, split)
+    training_processes.run(_take_part, asked, count=processes, device=device)
+
+
+def _take_part(process: Process, asked: _TrainingOptions) -> None:
+    """Train as the first process, or follow it."""
+    from workers.training.joint import processes
+    from workers.training.recipes import training_run
     from workers.training.recipes.labelled_rows import BadRows
 
-    file = recipe_file.load(recipe)
-    try:
-        training = training_run.prepare(file, resume=resume, device=device)
-        rows = training.rows
-        say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
-        if rows.unlabelled:
-            say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
-        card = _trained(training, compare=compare)
-    except BadRows as error:
-        for line in error.lines:
-            say(line, err=True)
-        sys.exit(FAILED)
+    with one_line_errors():
+        if not process.is_first:
+            training_run.follow(process)
+            return
+        try:
+            _train(process, asked)
+        except BadRows as error:
+            for line in error.lines:
+                say(line, err=True)
+            sys.exit(FAILED)
+        processes.tell(None)
+
+
+def _train(process: Process, asked: _TrainingOptions) -> None:
+    from workers.training.recipes import training_run
+
+    file = asked.recipe
+    training = training_run.prepare(file, resume=asked.resume, process=process, split=asked.split)
+    rows = training.rows
+    say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
+    if rows.unlabelled:
+        say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
+    card = _trained(training, compare=asked.compare)
     console().print(_table(card))
     say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")
 

@@ -20,7 +20,7 @@ from workers.models.sources import model_source
 from workers.training import data, head_features
 from workers.training.data import SEED
 from workers.training.joint import corpus, joint_checkpoint, processes, result, trainer
-from workers.training.joint.recipe import Compression, Recipe
+from workers.training.joint.recipe import Compression, Recipe, Split
 from workers.training.joint.result import Card, TaskCard
 from workers.training.joint.trainer import Work
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU for each process")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step (default: %(default)s)")
-    parser.add_argument("--split", choices=("rows", "layers"), default="rows", help="what processes share out")
+    parser.add_argument("--split", choices=get_args(Split), default="rows", help="what processes share out")
     defaults = Recipe()
     for name in (
         "steps",

@@ -18,6 +18,7 @@ from workers.training.joint import joint_network
 from workers.training.joint.recipe import Recipe
 from workers.training.joint.schedule import Place
 from workers.training.joint.training_subject import Examples, Part, TrainingSubject
+from workers.training.splits.layouts import NetworkShape
 from workers.training.training_batches import all_of
 
 
@@ -45,6 +46,10 @@ class Corpus(TrainingSubject):
     @property
     def stream_sizes(self) -> tuple[int, ...]:
         return tuple(len(texts.rows) for texts in self.train)
+
+    @property
+    def shape(self) -> NetworkShape:
+        return NetworkShape.of(self.encoder, lower_layers=True)
 
     def build(self, recipe: Recipe) -> nn.Module:
         counts = {task: len(labels) for task, labels in self.labels.items()}

@@ -1,24 +1,34 @@
-"""A training's state on disk, written whole or not at all, from which a killed training continues."""
+"""A training's state on disk, from which any number of processes continue (torch.distributed.checkpoint).
+
+A checkpoint is a folder to which each process writes its part, as safetensors, never as a pickle. The file that names
+the folder is replaced when all parts are there: a kill leaves the old checkpoint or the new one, whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
-from workers.training.joint import layers
 from workers.training.joint.recipe import Recipe
 
-FILE = "checkpoint.safetensors"
-BEST = "best.safetensors"
+FILE = "checkpoint.json"
+BEST = "best.json"
+
+#: A file that older versions made, and that is not read any more.
+_OLD = "checkpoint.safetensors"
+
+_NETWORK, _OPTIMISER = "network/", "optimiser/"
 
 
 class Progress(msgspec.Struct):
@@ -30,64 +40,134 @@ class Progress(msgspec.Struct):
     stale: int = 0
 
 
-def tensors(network: nn.Module, optimiser: Optimizer) -> dict[str, torch.Tensor]:
-    """Return the state of a training. Where layers are shared out, all processes must call this at the same time."""
-    found = {f"network/{name}": tensor for name, tensor in learnt(network).items()}
+class Saved(msgspec.Struct, frozen=True):
+    """A checkpoint: the folder of its tensors, the recipe that they are of, and the progress."""
+
+    folder: str
+    recipe: Recipe
+    progress: Progress
+
+
+class SavedBest(msgspec.Struct, frozen=True):
+    """The folder of the best weights, and their step."""
+
+    folder: str
+    step: int
+
+
+_Pointer = TypeVar("_Pointer", Saved, SavedBest)
+
+
+def save(out: Path, recipe: Recipe, progress: Progress, network: nn.Module, optimiser: Optimizer) -> None:
+    """Write a checkpoint. All processes must call this at the same time."""
+    state = {f"{_NETWORK}{name}": tensor for name, tensor in learnt(network).items()}
     for name, parameter in network.named_parameters():
-        state = optimiser.state.get(parameter, {})
-        found |= {f"optimiser/{name}/{key}": layers.whole(tensor) for key, tensor in state.items()}
-    return found
+        own = optimiser.state.get(parameter, {})
+        state |= {f"{_OPTIMISER}{name}/{key}": tensor for key, tensor in own.items()}
+    folder = f"checkpoint-{progress.step}"
+    _write(out, folder, state)
+    _point(out, FILE, Saved(folder, recipe, progress))
 
 
-def learnt(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return whole the tensors of a network that a training changes: all but its frozen parameters."""
-    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    return {name: layers.whole(tensor) for name, tensor in network.state_dict().items() if name not in frozen}
+def save_best(out: Path, step: int, network: nn.Module) -> None:
+    """Write a network's weights as the best so far. All processes must call this at the same time."""
+    folder = f"best-{step}"
+    _write(out, folder, learnt(network))
+    _point(out, BEST, SavedBest(folder, step))
 
 
-def save(folder: Path, recipe: Recipe, progress: Progress, found: Mapping[str, torch.Tensor]) -> None:
-    about = {"recipe": msgspec.json.encode(recipe).decode(), "progress": msgspec.json.encode(progress).decode()}
-    write(found, folder / FILE, about)
-
-
-def load(folder: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer) -> Progress:
+def load(out: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer) -> Progress:
     """Load network and optimiser from a checkpoint, if there is one. Raises ConfigurationError for another recipe.
 
     The error kept by a compression is not saved: a compressed training that was stopped ends a little differently.
     """
-    path = folder / FILE
-    if not path.is_file():
+    if (saved := read(out)) is None:
         return Progress()
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata()
-    if msgspec.json.decode(about["recipe"], type=Recipe) != recipe:
-        raise ConfigurationError(f"{path}: was made by another recipe; go on with that one, or name another folder")
-    found = load_file(path)
-    own = network.state_dict()
-    kept = {name.removeprefix("network/"): tensor for name, tensor in found.items() if name.startswith("network/")}
-    network.load_state_dict({name: layers.part(tensor, own[name]) for name, tensor in kept.items()}, strict=False)
-    for name, parameter in network.named_parameters():
-        prefix = f"optimiser/{name}/"
-        state = {key.removeprefix(prefix): tensor for key, tensor in found.items() if key.startswith(prefix)}
-        # AdamW keeps its step count on the CPU, and no state for parameters without gradient
-        optimiser.state[parameter] = {
-            key: tensor if key == "step" else layers.part(tensor, parameter) for key, tensor in state.items()
-        }
-    return msgspec.json.decode(about["progress"], type=Progress)
+    if saved.recipe != recipe:
+        problem = "was made by another recipe; go on with that one, or name another folder"
+        raise ConfigurationError(f"{out / FILE}: {problem}")
+    folder = out / saved.folder
+    state = {f"{_NETWORK}{name}": tensor for name, tensor in learnt(network).items()}
+    parameters = {f"{_OPTIMISER}{name}/": parameter for name, parameter in network.named_parameters()}
+    for name in HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata:
+        prefix, _, key = name.rpartition("/")
+        if (parameter := parameters.get(f"{prefix}/")) is not None:
+            # AdamW keeps its step count on the CPU, and no state for parameters without gradient
+            state[name] = torch.zeros(()) if key == "step" else torch.zeros_like(parameter.detach())
+            optimiser.state[parameter][key] = state[name]
+    _read(folder, state, together=distributed.is_initialized())
+    return saved.progress
 
 
-def load_best(folder: Path, network: nn.Module) -> None:
-    """Load the best weights of a training into its network, as it was built."""
-    network.load_state_dict(load_file(folder / BEST), strict=False)  # frozen parameters are as they were built
+def read(out: Path) -> Saved | None:
+    """Return the checkpoint in a folder, if there is one, without its tensors. Raises ConfigurationError."""
+    if (out / _OLD).is_file():
+        raise ConfigurationError(f"{out / _OLD}: was made by an older version; name another folder, or remove it")
+    return _pointer(out / FILE, Saved) if (out / FILE).is_file() else None
 
 
-def best_step(folder: Path) -> int:
+def load_best(out: Path, network: nn.Module) -> None:
+    """Load the best weights of a training into its whole network, in this process alone.
+
+    Frozen parameters stay as they were built.
+    """
+    _read(out / _pointer(out / BEST, SavedBest).folder, learnt(network), together=False)
+
+
+def best_step(out: Path) -> int:
     """Return the step of a training's best weights."""
-    with safe_open(folder / BEST, framework="pt") as file:
-        return int(file.metadata()["step"])
+    return _pointer(out / BEST, SavedBest).step
 
 
-def write(found: Mapping[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
-    """Write a file atomically: a kill leaves the old file or the new one, whole."""
-    with atomically(path, durable=True) as part:
-        save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, part, about)
+def learnt(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a network that a training changes: all but its frozen parameters."""
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
+
+
+def _write(out: Path, folder: str, state: dict[str, torch.Tensor]) -> None:
+    if _is_first():
+        shutil.rmtree(out / folder, ignore_errors=True)  # parts that a killed training has left
+    _wait()
+    with _quiet():
+        writer = HuggingFaceStorageWriter(str(out / folder), save_distributed=True)
+        state_dict_saver.save(state, storage_writer=writer, no_dist=not distributed.is_initialized())
+
+
+def _read(folder: Path, state: dict[str, torch.Tensor], *, together: bool) -> None:
+    with _quiet():
+        reader = HuggingFaceStorageReader(str(folder))
+        state_dict_loader.load(state, storage_reader=reader, no_dist=not together)
+
+
+def _point(out: Path, name: str, pointer: Saved | SavedBest) -> None:
+    """Name a folder that is whole, and remove older ones."""
+    if _is_first():
+        with atomically(out / name, durable=True) as part:
+            part.write_bytes(msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
+        kind, _, _ = pointer.folder.partition("-")
+        for old in out.glob(f"{kind}-*"):
+            if old.name != pointer.folder:
+                shutil.rmtree(old)
+    _wait()
+
+
+def _pointer(path: Path, kind: type[_Pointer]) -> _Pointer:
+    return msgspec.json.decode(path.read_bytes(), type=kind)
+
+
+def _is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def _wait() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 - a context manager of one line
+    """Torch warns of a single process, which is right here."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")

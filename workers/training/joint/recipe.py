@@ -11,6 +11,10 @@ from producers.wire.errors import ConfigurationError
 
 Compression = Literal["none", "fp16", "bf16", "powersgd", "topk"]
 
+#: The parts of a training that processes share out: the rows of a step, the matrices of each layer, the states of all
+#: weights, or stages of successive layers.
+Split = Literal["rows", "layers", "states", "stages"]
+
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """All settings that the trained weights depend on, besides the data.

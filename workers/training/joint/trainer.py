@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
-from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from producers.wire.errors import ConfigurationError
-from workers.training.joint import compression, joint_checkpoint, layers, schedule
-from workers.training.joint.compression import SlowLink, Traffic
+from workers.training.joint import joint_checkpoint, schedule
 from workers.training.joint.joint_checkpoint import Progress
 from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
+from workers.training.joint.recipe import Recipe, Split
 from workers.training.joint.schedule import Place, Schedule
 from workers.training.joint.training_subject import TrainingSubject
+from workers.training.splits import layouts
+from workers.training.splits.choose import split_network
+from workers.training.splits.compression import SlowLink
+from workers.training.splits.splitting import Batch, Splitting
 from workers.training.training_batches import by_size
 
 LOG = "log.jsonl"
@@ -44,8 +44,8 @@ class Work:
     recipe: Recipe
     out: Path
     accumulate: int = 1
-    #: The processes share out the rows of each step, or the layers of the encoder.
-    split: Literal["rows", "layers"] = "rows"
+    #: See `workers.training.splits`.
+    split: Split = "rows"
     #: Steps between checkpoints; 0 for none.
     checkpoint_every: int = 100
     #: The size of a bucket of gradients, which is sent once it is complete. Small, because the embeddings come last and
@@ -72,7 +72,7 @@ class LogLine(msgspec.Struct, frozen=True):
 def train(process: Process, work: Work) -> list[LogLine]:
     """Take all remaining steps, after the checkpoint in `work.out`, and return them.
 
-    The best weights are then in `work.out`, as `checkpoint.BEST`.
+    The best weights are then in `work.out`, as `joint_checkpoint.BEST` names them.
     """
     return list(steps(process, work))
 
@@ -90,44 +90,33 @@ def steps(process: Process, work: Work) -> Iterator[LogLine]:
 
 
 def _check(process: Process, work: Work) -> None:
+    layouts.check(work.split, process.count, work.corpus.shape, work.recipe.compression)
     work.recipe.check(work.corpus.tasks, process.count * work.accumulate)
-    if work.split == "layers" and process.count == 1:
-        raise ConfigurationError("split: one process has nobody to share layers with; ask for more, or split rows")
-    if work.split == "layers" and work.recipe.compression != "none":
-        raise ConfigurationError(
-            "compression: is of gradients, which stay where they are if layers are split; use none"
-        )
 
 
 def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
     """Return a process's part in a training, with networks and averages from the checkpoint, if there is one."""
     built: Any = work.corpus.build(work.recipe).to(process.device)
-    if work.split == "layers":
-        layers.split(built.encoder, process.device)
-    optimiser = _optimiser(built, work.recipe)
-    progress = joint_checkpoint.load(work.out, work.recipe, built, optimiser)
-    replica, traffic = _replicated(built, process, work, link)
-    return Trainer(process, work, built, replica, optimiser, progress, traffic)
+    split = split_network(work.split, built, process, work.recipe, bucket_mb=work.bucket_mb, link=link)
+    optimiser = _optimiser(split.network, work.recipe)
+    progress = joint_checkpoint.load(work.out, work.recipe, split.network, optimiser)
+    return Trainer(process, work, split, optimiser, progress)
 
 
 class Trainer:
-    """One process's part. All processes hold the same weights, and decide the same from the same numbers."""
+    """One process's part. All processes decide the same from the same numbers."""
 
     def __init__(
         self,
         process: Process,
         work: Work,
-        network: Any,
-        replica: torch.nn.Module,
+        split: Splitting,
         optimiser: torch.optim.Optimizer,
         progress: Progress,
-        traffic: Traffic,
     ) -> None:
         self.process, self.work, self.recipe = process, work, work.recipe
-        self.network, self.replica, self.traffic = network, replica, traffic
+        self.split, self.network = split, split.network
         self.optimiser, self.progress = optimiser, progress
-        # of the rows: where layers are shared out, all processes see all rows
-        self.rank, self.sharers = (process.rank, process.count) if work.split == "rows" else (0, 1)
         self.known = work.corpus.examples("train", process.device)
         self.unseen = work.corpus.examples("validation", process.device)
 
@@ -136,61 +125,52 @@ class Trainer:
         drawn = Schedule(corpus.stream_sizes, recipe.rows, recipe.temperature, recipe.seed, corpus.stream_tasks)
         if self.process.is_first:
             _cut(self.work.out / LOG, self.progress.step)
-        for places in drawn.steps(self.progress.step, self.recipe.steps):
-            if self.progress.stale >= self.recipe.patience:
-                break
-            started = time.monotonic()
-            losses = [loss / rows if rows else None for rows, loss, *_ in self._step(places).tolist()]
-            if any(loss is not None and not math.isfinite(loss) for loss in losses):
-                problem = f"the loss of step {self.progress.step + 1} is no number: {losses}"
-                raise ConfigurationError(f"{self.work.out}: {problem}; lower the learning rates")
-            seconds, sent = time.monotonic() - started, self.traffic.taken()
-            self.progress.step += 1
-            accuracies = self._evaluation()
-            line = LogLine(self.progress.step, seconds, losses, sent.given_bytes, sent.uncompressed_bytes, accuracies)
-            self._keep(line)
-            yield line
+        steps = drawn.steps(self.progress.step, self.recipe.steps)
+        # the next step's batches are made while this one is computed
+        with ThreadPoolExecutor(1) as reader:
+            coming = self._coming(reader, steps)
+            while coming is not None and self.progress.stale < self.recipe.patience:
+                started = time.monotonic()
+                batches = coming.result()
+                coming = self._coming(reader, steps)
+                losses = [loss / rows if rows else None for rows, loss, *_ in self._step(batches).tolist()]
+                if any(loss is not None and not math.isfinite(loss) for loss in losses):
+                    problem = f"the loss of step {self.progress.step + 1} is no number: {losses}"
+                    raise ConfigurationError(f"{self.work.out}: {problem}; lower the learning rates")
+                seconds, sent = time.monotonic() - started, self.split.traffic.taken()
+                self.progress.step += 1
+                if coming is not None:
+                    wait([coming])  # a tokenizer serves one thread at a time
+                given, whole = sent.given_bytes, sent.uncompressed_bytes
+                line = LogLine(self.progress.step, seconds, losses, given, whole, self._evaluation())
+                self._keep(line)
+                yield line
 
-    def _step(self, places: Sequence[Place]) -> torch.Tensor:
+    def _coming(self, reader: ThreadPoolExecutor, steps: Iterator[list[Place]]) -> Future[list[Batch]] | None:
+        places = next(steps, None)
+        return None if places is None else reader.submit(self._batches, places)
+
+    def _batches(self, places: Sequence[Place]) -> list[Batch]:
+        """Return this process's micro-batches of a step."""
+        parts = schedule.share(
+            self.known.lengths(places),
+            rank=self.split.rank,
+            processes=self.split.sharers,
+            accumulate=self.work.accumulate * self.split.micro_batches,
+        )
+        return [self.known.batch([places[place] for place in part]) for part in parts]
+
+    def _step(self, batches: Sequence[Batch]) -> torch.Tensor:
         """Learn from a step's examples; return the tallies of all processes' rows."""
         step = self.progress.step
-        torch.manual_seed((self.recipe.seed << 24) + step * self.sharers + self.rank)
+        torch.manual_seed((self.recipe.seed << 24) + step * self.process.count + self.split.draws)
         self.network.train(self.recipe.dropout)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * _pace(step, self.recipe.steps)
-        parts = schedule.share(
-            self.known.lengths(places),
-            rank=self.rank,
-            processes=self.sharers,
-            accumulate=self.work.accumulate,
-        )
-        tallies = []
-        for number, part in enumerate(parts, start=1):
-            with self._exchanging(last=number == len(parts)):
-                loss, tally = self._passed([places[place] for place in part])
-                # DDP takes the mean over the processes; the mean over all rows is the sum divided by their number
-                torch.autograd.backward(loss * (self.sharers / len(places)))
-            tallies.append(tally)
-        layers.clip(self.network.parameters(), _MOST_NORM)
+        tallies = self.split.learn(batches, 1 / self.recipe.rows)
+        self.split.clip(_MOST_NORM)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        return self._summed(torch.stack(tallies).sum(0))
-
-    def _passed(self, places: Sequence[Place]) -> tuple[torch.Tensor, torch.Tensor]:
-        kind = torch.device(self.process.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            found: tuple[torch.Tensor, torch.Tensor] = self.replica(**self.known.batch(places))
-        return found
-
-    def _exchanging(self, *, last: bool) -> AbstractContextManager[None]:
-        """Sum the gradients of several micro-batches here, and exchange them with those of the last one."""
-        if last or not isinstance(self.replica, DistributedDataParallel):
-            return contextlib.nullcontext()
-        return self.replica.no_sync()
-
-    def _summed(self, tallies: torch.Tensor) -> torch.Tensor:
-        if self.sharers > 1:
-            distributed.all_reduce(tallies)
         return tallies
 
     def _evaluation(self) -> list[float] | None:
@@ -204,55 +184,26 @@ class Trainer:
             self.progress.stale += 1
             return accuracies
         self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0
-        best = joint_checkpoint.learnt(self.network)
-        if self.process.is_first:
-            joint_checkpoint.write(best, self.work.out / joint_checkpoint.BEST, {"step": str(step)})
+        joint_checkpoint.save_best(self.work.out, step, self.network)
         return accuracies
 
     def _accuracies(self) -> list[float]:
         self.network.eval()
         places = self.unseen.places()
-        batches = list(by_size(self.unseen.lengths(places), _EVALUATED_TOKENS))
-        with torch.inference_mode():
-            own = [
-                self.unseen.judged(self.network, [places[place] for place in batch])
-                for batch in batches[self.rank :: self.sharers]
-            ]
-        return self.work.corpus.scores(self._gathered(own))
-
-    def _gathered(self, own: list[Any]) -> list[Any]:
-        if self.sharers == 1:
-            return own
-        found: list[list[Any]] = [[] for _ in range(self.sharers)]
-        distributed.all_gather_object(found, own)
-        return [judged for part in found for judged in part]
+        batches = [
+            [places[place] for place in batch] for batch in by_size(self.unseen.lengths(places), _EVALUATED_TOKENS)
+        ]
+        with torch.no_grad():  # in inference mode, FSDP would gather weights that cannot learn afterwards
+            return self.work.corpus.scores(self.split.judged(self.unseen, batches))
 
     def _keep(self, line: LogLine) -> None:
         done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
         every = self.work.checkpoint_every
-        found = (
-            joint_checkpoint.tensors(self.network, self.optimiser)
-            if every and (done or line.step % every == 0)
-            else None
-        )
-        if not self.process.is_first:
-            return
-        with (self.work.out / LOG).open("ab") as file:
-            file.write(msgspec.json.encode(line) + b"\n")
-        if found:
-            joint_checkpoint.save(self.work.out, self.recipe, self.progress, found)
-
-
-def _replicated(network: Any, process: Process, work: Work, link: SlowLink | None) -> tuple[torch.nn.Module, Traffic]:
-    if not distributed.is_initialized() or work.split == "layers":
-        return network, Traffic()
-    replica = DistributedDataParallel(
-        network,
-        device_ids=[process.device] if process.device.startswith("cuda") else None,
-        bucket_cap_mb=work.bucket_mb,
-        gradient_as_bucket_view=True,
-    )
-    return replica, compression.attach(replica, work.recipe.compression, link)
+        if self.process.is_first:
+            with (self.work.out / LOG).open("ab") as file:
+                file.write(msgspec.json.encode(line) + b"\n")
+        if every and (done or line.step % every == 0):
+            joint_checkpoint.save(self.work.out, self.recipe, self.progress, self.network, self.optimiser)
 
 
 def _optimiser(network: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:

@@ -11,6 +11,7 @@ from torch import nn
 
 from workers.training.joint.recipe import Recipe
 from workers.training.joint.schedule import Place
+from workers.training.splits.layouts import NetworkShape
 
 Part = Literal["train", "validation", "test"]
 
@@ -50,6 +51,11 @@ class TrainingSubject(ABC):
     @abstractmethod
     def stream_sizes(self) -> tuple[int, ...]:
         """The number of training examples in each stream."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> NetworkShape:
+        """The facts by which a split is refused."""
 
     @property
     def stream_tasks(self) -> tuple[tuple[int, ...], ...]:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,14 @@ from workers.training.joint.schedule import Place
 from workers.training.joint.training_subject import Examples, Part, TrainingSubject
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import COUNTS, INPUT, OF, TO, Backbone, SharedNetwork, TaskNetwork
-from workers.training.recipes import served_folder
+from workers.training.recipes import served_folder, stored_rows
 from workers.training.recipes.labelled_rows import BadRows, LabelledRow
 from workers.training.recipes.recipe_file import TrainTable
+from workers.training.recipes.stored_rows import StoredRows
+from workers.training.splits.layouts import NetworkShape
+
+#: The folder of the rows' files.
+_ROWS = "rows"
 
 _MOST_NAMED = 10
 
@@ -57,16 +63,29 @@ class TrainedFolder(TrainingSubject):
     def __init__(
         self, backbone: Path, out: Path, train: TrainTable, tasks: Sequence[LabelledKind], rows: Mapping[Part, Any]
     ) -> None:
-        """`rows` are the labelled rows of each part. Raises BadRows for a row that the worker would refuse."""
+        """`rows` are the labelled rows of each part, which are written to files: every process decodes its own.
+
+        Raises BadRows for a row that the worker would refuse.
+        """
         checkpoint = Checkpoint(backbone, "train.backbone")
         checkpoint.check_weights()
         if checkpoint.config.get("is_encoder_decoder"):
             problem = f"{backbone} is an encoder-decoder, which these kinds do not train"
             raise ConfigurationError(f"train.backbone: {problem}; name an encoder")
         served_folder.write_settings(out, backbone, tasks)
-        self.backbone, self.train, self.kinds = backbone, train, tasks
-        self.model: Any = served_folder.model(out, "trained", tasks, train.max_tokens)
-        self.parts = {part: _streams(self._read_all(own)) for part, own in rows.items()}
+        self.backbone, self.out, self.train, self.kinds = backbone, out, train, tasks
+        self.parts: Mapping[Part, StoredRows] = {
+            part: stored_rows.write(out / _ROWS / f"{part}.arrow", own, self._sizes(own)) for part, own in rows.items()
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model out: each process reads its own."""
+        return {name: vars(self)[name] for name in ("backbone", "out", "train", "kinds", "parts")}
+
+    @cached_property
+    def model(self) -> Any:
+        """The worker's model of the folder, without weights."""
+        return served_folder.model(self.out, "trained", self.kinds, self.train.max_tokens)
 
     @abstractmethod
     def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
@@ -82,12 +101,12 @@ class TrainedFolder(TrainingSubject):
 
     @property
     def stream_sizes(self) -> tuple[int, ...]:
-        return tuple(len(stream) for stream in self.parts["train"])
+        return tuple(len(stream) for stream in self.parts["train"].streams)
 
     @property
     def stream_tasks(self) -> tuple[tuple[int, ...], ...]:
         names = [*self.tasks]
-        return tuple(tuple(names.index(task) for task in stream[0].labels) for stream in self.parts["train"])
+        return tuple(tuple(names.index(task) for task in tasks) for tasks in self.parts["train"].tasks)
 
     def examples(self, part: Part, device: str) -> FolderExamples:
         return FolderExamples(self, self.parts[part], device)
@@ -102,11 +121,19 @@ class TrainedFolder(TrainingSubject):
             pairs[task].append((answer, label))
         return [kind.scores(pairs[number]) for number, kind in enumerate(self.kinds)]
 
-    def _read_all(self, rows: Sequence[LabelledRow]) -> list[ReadRow]:
+    def read_columns(self, columns: Mapping[str, Any], origin: str) -> ReadRow:
+        """Return a row as the worker reads it, for the tasks whose labels it has."""
+        found = {kind.name: kind.label(columns, origin) for kind in self.kinds}
+        labels = {name: label for name, label in found.items() if label is not None}
+        kinds = [kind for kind in self.kinds if kind.name in labels]
+        return self.read(LabelledRow(origin, columns, labels), kinds)
+
+    def _sizes(self, rows: Sequence[LabelledRow]) -> list[int]:
+        """Return the costs of rows, which are all read once, so that bad ones are found before the training."""
         found, bad = [], []
         for row in rows:
             try:
-                found.append(self.read(row, [kind for kind in self.kinds if kind.name in row.labels]))
+                found.append(self.read(row, [kind for kind in self.kinds if kind.name in row.labels]).size)
             except InvalidInput as error:
                 bad.append(InvalidInput(row.origin, str(error)))
         if bad:
@@ -114,6 +141,10 @@ class TrainedFolder(TrainingSubject):
         return found
 
     # --- the network ---
+
+    @property
+    def shape(self) -> NetworkShape:
+        return NetworkShape.of(self.backbone, self.train.sharing)
 
     def build(self, recipe: Recipe) -> SharedNetwork:
         with loading(self.backbone, "train.backbone"):
@@ -124,6 +155,7 @@ class TrainedFolder(TrainingSubject):
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        torch.manual_seed(recipe.seed)  # also for weights that the backbone lacks: all processes have the same
         backbone, report = transformers.AutoModel.from_pretrained(
             self.backbone,
             local_files_only=True,
@@ -133,7 +165,6 @@ class TrainedFolder(TrainingSubject):
             output_loading_info=True,
         )
         self._complete(backbone, sorted(report["missing_keys"]))
-        torch.manual_seed(recipe.seed)
         modules = {kind.name: self._module(kind, backbone.config) for kind in self.kinds}
         for kind in self.kinds:
             if kind.head == "attention":
@@ -194,17 +225,22 @@ class TrainedFolder(TrainingSubject):
 class FolderExamples(Examples):
     """Rows as tensors."""
 
-    def __init__(self, subject: TrainedFolder, streams: Sequence[Sequence[ReadRow]], device: str) -> None:
-        self._subject, self._streams, self._device = subject, streams, device
+    def __init__(self, subject: TrainedFolder, rows: StoredRows, device: str) -> None:
+        self._subject, self._rows, self._device = subject, rows, device
 
     def places(self) -> list[Place]:
-        return [(stream, number) for stream, rows in enumerate(self._streams) for number in range(len(rows))]
+        return [(stream, number) for stream, rows in enumerate(self._rows.streams) for number in range(len(rows))]
 
     def lengths(self, places: Sequence[Place]) -> list[int]:
-        return [self._streams[stream][number].size for stream, number in places]
+        return self._rows.sizes(places)
 
     def batch(self, places: Sequence[Place]) -> dict[str, torch.Tensor]:
-        rows = [self._streams[stream][number] for stream, number in places]
+        return self._tensors(self._read(places))
+
+    def _read(self, places: Sequence[Place]) -> list[ReadRow]:
+        return [self._subject.read_columns(columns, origin) for origin, columns in self._rows.at(places)]
+
+    def _tensors(self, rows: Sequence[ReadRow]) -> dict[str, torch.Tensor]:
         arguments, of = self._subject.collate(rows)
         found = {f"{INPUT}{name}": array for name, array in arguments.items()}
         for kind in self._subject.kinds:
@@ -216,10 +252,10 @@ class FolderExamples(Examples):
         return {name: torch.from_numpy(array).to(self._device) for name, array in found.items()}
 
     def judged(self, network: Any, places: Sequence[Place]) -> list[Judged]:
-        rows = [self._streams[stream][number] for stream, number in places]
+        rows = self._read(places)
         found: list[Judged] = []
         for number, (kind, values) in enumerate(
-            zip(self._subject.kinds, network.values(self.batch(places)), strict=True)
+            zip(self._subject.kinds, network.values(self._tensors(rows)), strict=True)
         ):
             outputs, start = values.flatten(0, 1).cpu().numpy(), 0
             head = self._subject.model.heads[kind.name]
@@ -230,13 +266,6 @@ class FolderExamples(Examples):
                     found.append((number, answer, row.labels[kind.name]))
                     start = end
         return found
-
-
-def _streams(rows: Sequence[ReadRow]) -> list[list[ReadRow]]:
-    streams: dict[tuple[str, ...], list[ReadRow]] = {}
-    for row in rows:
-        streams.setdefault(tuple(row.labels), []).append(row)
-    return list(streams.values())
 
 
 def _joined(targets: Sequence[Array]) -> Array:

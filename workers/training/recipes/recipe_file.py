@@ -11,6 +11,7 @@ import msgspec
 
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import known, read_toml, typed
+from workers.training.joint.recipe import Compression
 
 Sharing = Literal["full", "lora", "frozen"]
 
@@ -28,9 +29,10 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     of the backbone learn: all, matrices of low rank beside them (LoRA, of rank `lora_rank`), or none.
 
     `epochs` count the training rows, and `steps` take their place. `rows` are those of a step; `accumulate` cuts a step
-    into so many passes. `weights` are the shares of the tasks' losses, learnt by uncertainty by default. Tasks with
-    fewer rows come more often than their share, by `temperature` (1: by their share). `patience` is the number of
-    evaluations without improvement that end the training, one each `evaluate_every` steps (0: 20 of them in all).
+    into so many passes. `compression` is of the gradients that several processes exchange. `weights` are the shares of
+    the tasks' losses, learnt by uncertainty by default. Tasks with fewer rows come more often than their share, by
+    `temperature` (1: by their share). `patience` is the number of evaluations without improvement that end the
+    training, one each `evaluate_every` steps (0: 20 of them in all).
     """
 
     backbone: str | dict[str, Any] = "text"
@@ -46,6 +48,7 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     rate: float = 5e-5
     head_rate: float = 1e-3
     precision: Literal["fp32", "bf16"] = "fp32"
+    compression: Compression = "none"
     weights: Literal["uncertainty"] | dict[str, float] = "uncertainty"
     temperature: float = 2.0
     dropout: bool = True

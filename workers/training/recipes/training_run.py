@@ -6,6 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ import msgspec
 import torch
 
 from producers.wire.atomic_files import atomically
-from producers.wire.errors import ConfigurationError
+from producers.wire.errors import ArgosyError, ConfigurationError
 from producers.wire.fleet_file import known
 from workers.models.sources import model_source
 from workers.models.sources.model_source import Pulled
 from workers.settings import built_in_tables
-from workers.training.joint import joint_checkpoint, trainer
+from workers.training.joint import joint_checkpoint, processes, trainer
 from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
+from workers.training.joint.recipe import Recipe, Split
 from workers.training.joint.trainer import LogLine, Work
 from workers.training.joint.training_subject import Part
 from workers.training.kinds.labelled_kind import LabelledKind
@@ -30,6 +31,8 @@ from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
 from workers.training.recipes.recipe_file import RecipeFile
 from workers.training.recipes.text_subject import TrainedTexts
+from workers.training.splits import layouts
+from workers.training.splits.layouts import NetworkShape
 from workers.training.training_batches import by_size
 
 CARD, COMPARED = "card.json", "compare"
@@ -39,6 +42,7 @@ _JUDGED_TOKENS = 8192
 
 #: The subject of each form of input: its rows as the worker reads them, and the network.
 SUBJECTS: Mapping[str, type[TrainedFolder]] = {"text": TrainedTexts}
+_ALONE = Process()
 
 #: Called with each step and the number of all steps.
 Show = Callable[[LogLine, int], None]
@@ -78,35 +82,49 @@ class RecipeTraining:
     rows: LabelledRows
     backbone: Pulled
     out: Path
-    device: str = "cpu"
+    process: Process = _ALONE
+    split: Split = "rows"
 
     @property
     def tasks(self) -> list[LabelledKind]:
         return [*self.rows.tasks.values()]
 
 
-def prepare(recipe: RecipeFile, *, resume: bool, device: str = "cpu") -> RecipeTraining:
+def prepare(recipe: RecipeFile, *, resume: bool, process: Process = _ALONE, split: Split = "rows") -> RecipeTraining:
     """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
     served_folder.check_free(recipe, resume=resume)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device: this machine has no GPU that torch can use; train on the CPU: --device cpu")
-    rows = labelled_rows.read(recipe)
-    return RecipeTraining(recipe, rows, _backbone(recipe), recipe.out, device)
+    backbone = _backbone(recipe)
+    shape = NetworkShape.of(backbone.folder, recipe.train.sharing)
+    layouts.check(split, process.count, shape, recipe.train.compression)
+    return RecipeTraining(recipe, labelled_rows.read(recipe), backbone, recipe.out, process, split)
+
+
+def follow(process: Process) -> None:
+    """Take part in each training that the first process runs, until it ends. The first tells all errors of Argosy."""
+    while (work := processes.told()) is not None:
+        with suppress(ArgosyError):
+            trainer.train(process, work)
 
 
 def run(training: RecipeTraining, show: Show) -> TrainingCard:
-    """Train to the end, from the last checkpoint if there is one, and write the folder. Raises ConfigurationError."""
+    """Train to the end, from the last checkpoint if there is one, and write the folder. Raises ConfigurationError.
+
+    The first of several processes calls this; the others `follow`.
+    """
     subject, recipe = subject_of(training), loop_recipe(training)
-    table = training.recipe.train
-    every, parts = table.checkpoint_every, table.accumulate
-    work = Work(corpus=subject, recipe=recipe, out=training.out, accumulate=parts, checkpoint_every=every)
-    for line in trainer.steps(Process(device=training.device), work):
+    table, device = training.recipe.train, training.process.device
+    work = Work(
+        corpus=subject, recipe=recipe, out=training.out, accumulate=table.accumulate, split=training.split,
+        checkpoint_every=table.checkpoint_every,
+    )  # fmt: skip
+    processes.tell(work)
+    for line in trainer.steps(training.process, work):
         show(line, recipe.steps)
     log = list(trainer.read_log(training.out))
     curves.draw(training.out, log, {task.name: task.metric for task in training.tasks})
     network = subject.build(recipe)
     joint_checkpoint.load_best(training.out, network)
-    scores = subject.all_scores(list(answers(subject, network.to(training.device), training.device)))
+    scores = subject.all_scores(list(answers(subject, network.to(device), device)))
     served_folder.write_weights(training.out, subject.merged(network.cpu()), network.tasks)
     served_folder.write_fleet(training.recipe, training.out, training.tasks)
     card = TrainingCard(
@@ -155,7 +173,8 @@ def _alone(training: RecipeTraining, name: str) -> RecipeTraining:
 def _frozen(training: RecipeTraining) -> RecipeTraining:
     table = msgspec.structs.replace(training.recipe.train, sharing="frozen")
     recipe = msgspec.structs.replace(training.recipe, train=table)
-    return replace(training, recipe=recipe, out=training.out / COMPARED / "frozen.backbone")
+    split: Split = "rows" if training.split == "stages" else training.split  # stages of a frozen backbone learn nothing
+    return replace(training, recipe=recipe, out=training.out / COMPARED / "frozen.backbone", split=split)
 
 
 def _parts(rows: LabelledRows) -> dict[Part, list[LabelledRow]]:
@@ -196,6 +215,7 @@ def loop_recipe(training: RecipeTraining) -> Recipe:
         weights=weights,
         dropout=table.dropout,
         precision=table.precision,
+        compression=table.compression,
         evaluate_every=table.evaluate_every or max(1, steps // _EVALUATIONS),
         patience=table.patience,
         seed=table.seed,
