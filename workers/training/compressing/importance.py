@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from workers.training.compressing.lessons import Lessons, TokenizedRows, surprise, wrong
-from workers.training.compressing.smaller_networks import Kept, Layout, Size, layout_of
+from workers.training.compressing.smaller_networks import Kept, NetworkLayout, Size, layout_of
 from workers.training.compressing.task_networks import TaskNetworks
 
 #: Sequences that layers, and all else, are judged on.
@@ -117,7 +117,7 @@ class _Scores:
                 self._add_width()
         self._networks.zero_grad(set_to_none=True)
 
-    def _watch(self, hooks: ExitStack, layer: nn.Module, number: int, layout: Layout) -> None:
+    def _watch(self, hooks: ExitStack, layer: nn.Module, number: int, layout: NetworkLayout) -> None:
         """Add up the scores of a layer's heads and inner features whenever a gradient reaches them."""
         for part, scores in ((layout.attended, self.heads), (layout.down, self.inner)):
 

@@ -21,7 +21,7 @@ from workers.training.compressing.task_networks import TaskNetworks
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class NetworkLayout:
     """The names of a layer's parts within it. `width` says whether the width may change."""
 
     layers: str = "encoder.layer"
@@ -33,14 +33,14 @@ class Layout:
     width: bool = True
 
 
-_BERT = Layout()
+_BERT = NetworkLayout()
 
 #: The layouts of architectures by `model_type`.
-LAYOUTS: Mapping[str, Layout] = {
+LAYOUTS: Mapping[str, NetworkLayout] = {
     "bert": _BERT,
     "camembert": _BERT,
-    "deberta-v2": Layout(width=False),  # its relative positions have a width of their own
-    "distilbert": Layout(
+    "deberta-v2": NetworkLayout(width=False),  # its relative positions have a width of their own
+    "distilbert": NetworkLayout(
         "transformer.layer",
         ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         "attention.out_lin",
@@ -48,8 +48,8 @@ LAYOUTS: Mapping[str, Layout] = {
         "ffn.lin2",
         "hidden_dim",
     ),
-    "electra": Layout(width=False),  # its embeddings have a width of their own
-    "mpnet": Layout(
+    "electra": NetworkLayout(width=False),  # its embeddings have a width of their own
+    "mpnet": NetworkLayout(
         queries=("attention.attn.q", "attention.attn.k", "attention.attn.v"), attended="attention.attn.o", width=False
     ),
     "roberta": _BERT,
@@ -77,7 +77,7 @@ class Size:
         return f"{self.layers} layers, {self.heads} heads, {self.inner} inner, {self.width} wide"
 
 
-def layout_of(config: Any) -> Layout:
+def layout_of(config: Any) -> NetworkLayout:
     """Return the layout of an architecture. Raises ConfigurationError for an unknown one."""
     if config.model_type not in LAYOUTS:
         raise ConfigurationError(f"{config.model_type}: is not pruned; the architectures are {', '.join(LAYOUTS)}")
@@ -169,7 +169,9 @@ def _cut_attention(module: Any, kept: Kept) -> TaskAttention:
     return smaller
 
 
-def _axes(part: str, layout: Layout, kept: Kept, number: int, each: int) -> tuple[Sequence[int], Sequence[int]] | None:
+def _axes(
+    part: str, layout: NetworkLayout, kept: Kept, number: int, each: int
+) -> tuple[Sequence[int], Sequence[int]] | None:
     """Return the places that a part's matrix keeps in its rows and columns; None for a part that only has the width."""
     heads = [head * each + place for head in kept.heads[number] for place in range(each)]
     if part in layout.queries:
