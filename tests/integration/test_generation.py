@@ -356,11 +356,27 @@ def tiny_decoder(folder: Path, name: str, **config: Any) -> Path:
     return folder
 
 
+#: Its biases are by the places of the tokens.
+MPT = {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 128}
+
+
+def test_labels_that_stand_beside_each_other_are_refused_where_places_count(tmp_path: Path) -> None:
+    """A label's likelihood would depend on the labels before it."""
+    folder = tiny_decoder(tmp_path / "mpt", "Mpt", **MPT)
+    with pytest.raises(ConfigurationError, match=r"models\.own\.tasks\.urgency: the architecture cannot score labels"):
+        Served(folder, TASKS).load()
+
+
 @pytest.mark.parametrize(
     ("name", "config", "problem"),
     [
         ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 2}, "its attention does not work in steps"),
-        ("GPTJ", {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8}, "has no replaceable attention for it"),
+        (  # its window counts from the end of the longest row
+            "GPTNeo",
+            {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+            | {"window_size": 16, "max_position_embeddings": 128},
+            "its answers in steps differ from those of transformers",
+        ),
         (
             "DeepseekV3",
             {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -383,6 +399,10 @@ def test_an_architecture_that_is_not_served_is_refused_at_the_start(
     ("name", "config"),
     [
         ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+        # whose attention transformers cannot replace; it adds its mask to the scores
+        ("GPTJ", {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "n_positions": 128}),
+        ("XGLM", {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 2, "max_position_embeddings": 128}),
+        ("Mpt", MPT),
         ("StableLm", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}),
     ],
 )

@@ -19,11 +19,15 @@ from workers.models.generation import key_value_memory
 from workers.models.generation.key_value_memory import Block, CacheShape
 from workers.models.huggingface.checkpoint import Checkpoint, loading
 
-#: The tokens of the rows that are tried when a network is loaded.
-_TRIED_TOKENS = (4, 9)
+#: The tokens of the rows that are tried when a network is loaded. An attention of its own may have a window that it
+#: counts from the end of the longest row.
+_TRIED_TOKENS, _LONG_TOKENS = (4, 9), 600
 
 #: The largest mean difference of logits, as a share of their mean size, in fp32 and in lower precision.
 _MARGIN, _ROUGH_MARGIN = 1e-3, 1e-1
+
+#: transformers' name for the attention of an architecture that has no other. It adds its mask to the scores.
+_OWN_ATTENTION = "eager"
 
 #: The most characters of an error of transformers.
 _LONGEST_REASON = 400
@@ -55,11 +59,13 @@ class DecoderNetwork:
         self._adapter_rows: AdapterRows | None = None
         self._model: Any = None
         self._device = "cpu"
+        self._attention = key_value_memory.ATTENTION
+        self.branches = True  # whether tokens that do not see each other can follow the same text
         self.tokens_read = 0
 
     def load(self, device: str) -> None:
         """Load the weights. Raises ConfigurationError if the precision or a type of layer is not supported."""
-        from transformers import AttentionInterface, AutoModelForCausalLM
+        from transformers import AttentionInterface
         from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
         if self._precision not in DTYPES:
@@ -69,24 +75,32 @@ class DecoderNetwork:
         self._device = device
         Checkpoint(self._folder, self._where).check_weights()
         try:
-            with loading(self._folder, self._where):
-                model = AutoModelForCausalLM.from_pretrained(
-                    self._folder,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    use_safetensors=True,
-                    dtype=getattr(torch, DTYPES[self._precision]),
-                    attn_implementation=key_value_memory.ATTENTION,
-                )
+            model = self._read(key_value_memory.ATTENTION)
         except ConfigurationError as error:
-            if repr(error.__cause__) == f"KeyError({key_value_memory.ATTENTION!r})":
-                raise self._unserved("transformers has no replaceable attention for it") from error
-            raise
+            if repr(error.__cause__) != f"KeyError({key_value_memory.ATTENTION!r})":
+                raise
+            model = None
+        if model is None or not model._can_set_attn_implementation():  # noqa: SLF001 - it has no public name
+            model = self._read(_OWN_ATTENTION)
         self._check_layers(model.config)
         self._model = model.eval().to(device)
+        self._attention = model.config._attn_implementation  # noqa: SLF001 - it has no public name
         self._try_out()
         if self._adapters:
             self._adapter_rows = low_rank.attach(self._model, self._adapters)
+
+    def _read(self, attention: str) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        with loading(self._folder, self._where):
+            return AutoModelForCausalLM.from_pretrained(
+                self._folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=getattr(torch, DTYPES[self._precision]),
+                attn_implementation=attention,
+            )
 
     def _check_layers(self, config: Any) -> None:
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -95,30 +109,46 @@ class DecoderNetwork:
             raise ConfigurationError(f"{self._where}: {problem}; use a model whose layers all have full attention")
 
     def _try_out(self) -> None:
-        """Compare the logits of two rows, in two steps, with those of plain transformers.
+        """Compare the logits of rows, in two steps, with those of plain transformers.
 
         Raises ConfigurationError if the network's attention does not work with the rows' memory (latent attention,
         biases by position).
         """
-        rows = [[token % self.vocabulary for token in range(3, 3 + count)] for count in _TRIED_TOKENS]
+        counts = list(_TRIED_TOKENS)
+        if self._attention == _OWN_ATTENTION:
+            counts.append(min(_LONG_TOKENS, Checkpoint(self._folder, self._where).max_tokens))
+        rows = [[token % self.vocabulary for token in range(3, 3 + count)] for count in counts]
         try:
             block = Block(self.shape)
             for _ in rows:
                 block.add(self.shape.empty())
             self.run(block, [Feed(row[:-1], (0,)) for row in rows])
             own = torch.cat(self.run(block, [Feed(row[-1:], (0,)) for row in rows]))
-            self._model.set_attn_implementation("sdpa")
+            branch = self._after_a_branch(rows[0])
+            if self._attention != _OWN_ATTENTION:
+                self._model.set_attn_implementation("sdpa")
             with torch.inference_mode():
                 plain = [self._plain(row) for row in rows]
-            self._model.set_attn_implementation(key_value_memory.ATTENTION)
+            if self._attention != _OWN_ATTENTION:
+                self._model.set_attn_implementation(self._attention)
         except Exception as error:  # transformers' networks raise errors of every type
             said = " ".join(str(error).split())[:_LONGEST_REASON]
             raise self._unserved(f"its attention does not work in steps ({type(error).__name__}: {said})") from error
         right = torch.cat(plain).float().cpu()
-        difference = float((own - right).abs().mean() / right.abs().mean().clamp(min=1e-6))
-        if difference > (_MARGIN if self._precision == "fp32" else _ROUGH_MARGIN):
+        most = _MARGIN if self._precision == "fp32" else _ROUGH_MARGIN
+        if (difference := _difference(own, right)) > most:
             raise self._unserved(f"its answers in steps differ from those of transformers (by {difference:.2g})")
+        self.branches = _difference(branch, right[:1]) <= most
         self.tokens_read = 0
+
+    def _after_a_branch(self, row: Sequence[int]) -> torch.Tensor:
+        """Return the logits after a row whose last token stands beside another one, which it does not see."""
+        block = Block(self.shape)
+        block.add(self.shape.empty())
+        tokens, last = [*row[:-1], *row[:1], *row[-1:]], len(row) - 1
+        sees = torch.ones((len(tokens), len(tokens)), dtype=torch.bool).tril()
+        sees[last + 1, last] = False
+        return self.run(block, [Feed(tokens, (last + 1,), [*range(len(row)), last], sees)])[0]
 
     def _plain(self, row: Sequence[int]) -> torch.Tensor:
         """Return the logits after a row, with the positions that transformers' `generate` gives a network."""
@@ -159,7 +189,7 @@ class DecoderNetwork:
         with torch.inference_mode():
             logits = self._model(
                 input_ids=ids.to(self._device),
-                attention_mask=key_value_memory.visible(block, self._inner(feeds, tokens), tokens),
+                attention_mask=self._mask(block, feeds, tokens),
                 position_ids=self._positions(block, feeds),
                 past_key_values=block,
                 use_cache=True,
@@ -173,6 +203,14 @@ class DecoderNetwork:
         # copy all rows from the device at once: each separate copy would wait for the device again
         found = logits[rows, places].float().cpu()
         return list(found.split([len(feed.wanted) for feed in feeds]))
+
+    def _mask(self, block: Block, feeds: Sequence[Feed], tokens: int) -> torch.Tensor:
+        """Return the mask of the network's attention: whether a token is seen, or for one of its own a summand."""
+        seen = key_value_memory.visible(block, self._inner(feeds, tokens), tokens)
+        if self._attention != _OWN_ATTENTION:
+            return seen
+        kind = self._model.dtype
+        return torch.zeros(seen.shape, dtype=kind, device=seen.device).masked_fill(~seen, torch.finfo(kind).min)
 
     def _positions(self, block: Block, feeds: Sequence[Feed]) -> torch.Tensor:
         positions = block.columns.clone()
@@ -191,3 +229,7 @@ class DecoderNetwork:
                 count = len(feed.tokens)
                 inner[row, :count, :count] = feed.sees.to(self._device)
         return inner
+
+
+def _difference(own: torch.Tensor, right: torch.Tensor) -> float:
+    return float((own - right).abs().mean() / right.abs().mean().clamp(min=1e-6))

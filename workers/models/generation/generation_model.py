@@ -219,6 +219,10 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
             self.spec.folder, where=self._where, precision=self.spec.backend.precision, adapters=self.adapters
         )
         network.load(device)
+        labelling = [name for name, task in self.spec.tasks.items() if task.kind.name == "prompted-classification"]
+        if labelling and not network.branches:
+            problem = "the architecture cannot score labels beside each other; generate text, or use another checkpoint"
+            raise ConfigurationError(f"{self._where}.tasks.{labelling[0]}: {problem}")
         tokenizer = self.prompts.tokenizing.tokenizer
         self._engine = DecodingEngine(
             network,

@@ -15,6 +15,9 @@ from producers.wire.errors import ConfigurationError
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.huggingface import refused_folders
 
+#: The settings that name the positions of a network.
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
 #: Encoders that number positions from the padding token's number + 1, so their usable positions are fewer than the
 #: config says.
 _COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
@@ -171,7 +174,7 @@ class Checkpoint:
         """The longest input in tokens, including the special tokens."""
         found = [float(self.sentence_settings.get("max_seq_length") or math.inf)]
         found += [float(self.read_if_there("tokenizer_config.json").get("model_max_length") or math.inf)]
-        positions = self.config.get("max_position_embeddings", self.config.get("n_positions"))
+        positions = next((self.config[name] for name in _POSITIONS if name in self.config), None)
         if isinstance(positions, int) and positions > 0:
             shifted = self.config.get("model_type") in _COUNT_AFTER_PADDING
             found.append(positions - (self.pad_id + 1) * shifted)
