@@ -14,6 +14,8 @@ import pytest
 
 from tests.end_to_end.documents import DOCUMENTS, ROOT, Reader, blocks
 from workers import settings
+from workers.training.compressing import compress_recipe
+from workers.training.recipes import recipe_file
 
 _LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)(?:#[^)]*)?\)")
 
@@ -109,9 +111,11 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_fleet_toml_shown_is_a_valid_one(document: Path, tmp_path: Path) -> None:
+def test_all_toml_shown_is_valid(document: Path, tmp_path: Path) -> None:
     """Settings are checked with names and types, so an example cannot outlive the setting that it shows."""
+    readers = {"[data]": recipe_file.load, "[[steps]]": compress_recipe.from_file}
     for number, block in enumerate(block for block in blocks(document) if block.language == "toml"):
         path = tmp_path / f"{number}.toml"
         path.write_text(block.text, encoding="utf-8")
-        settings.load(path)
+        read = next((read for table, read in readers.items() if table in block.text), settings.load)
+        read(path)

@@ -65,6 +65,9 @@ TURN_S = 1.0
 #: The turns of each candidate after a first, uncounted one. Two are the least that show noise.
 TURNS, LEAST_TURNS = 5, 2
 
+#: The turns of each batch cost after a first, uncounted one: neighbouring costs are nearly as good as each other.
+COST_TURNS = 2
+
 
 def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
     """Yield the reference and possibly faster candidates on a device.
@@ -109,7 +112,7 @@ def tune(
     loaded, refused = _all_loaded(wanted, reference, device, labelled=labelled, deadly=deadly or {})
     budgets = _budgets(reference.model, device)
     usual = budgets[len(budgets) // 2]
-    _take_turns([(candidate, _batches(timed, usual)) for candidate in loaded])
+    _take_turns([(candidate, _batches(timed, usual)) for candidate in loaded], TURNS)
     if reference.problem:
         raise ConfigurationError(f"models.{wanted.name}: {REFERENCE} {reference.problem}")
     judged = _batches(trials[:SAMPLE], usual)
@@ -222,13 +225,13 @@ def _batches(trials: Sequence[Trial], cost: int) -> list[list[Trial]]:
     return [[trials[n] for n in places] for places in by_size([trial.row.size for trial in trials], cost)]
 
 
-def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]]) -> None:
+def _take_turns(runs: Sequence[tuple[_Candidate, Sequence[Sequence[Trial]]]], turns: int) -> None:
     """Run every candidate over its batches in turns, and note their seconds. Where turns take long, there are fewer.
 
     A candidate that raises an exception gets no further turns.
     """
     began = time.perf_counter()
-    for round_ in range(1 + TURNS):
+    for round_ in range(1 + turns):
         for candidate, batches in runs:
             if candidate.problem:
                 continue
@@ -314,7 +317,7 @@ def _rates(chosen: _Candidate, trials: Sequence[Trial], budgets: Sequence[int]) 
     # what is not cut into other batches than by a smaller cost needs no measuring
     costs = [cost for n, (cost, own) in enumerate(cut.items()) if not n or len(own) < len(list(cut.values())[n - 1])]
     runs = {cost: _Candidate(chosen.backend, chosen.model) for cost in costs}
-    _take_turns([(runs[cost], cut[cost]) for cost in costs])
+    _take_turns([(runs[cost], cut[cost]) for cost in costs], COST_TURNS)
     rates = {cost: len(trials) / statistics.median(run_.turns_s) for cost, run_ in runs.items() if not run_.problem}
     if not rates:
         raise ConfigurationError(f"models.{chosen.model.spec.name}: {chosen.backend} {runs[costs[0]].problem}")

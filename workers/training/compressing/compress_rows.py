@@ -86,7 +86,7 @@ def from_file(path: Path, model: EncoderModel, held_out: float) -> CompressRows:
         except InvalidInput as error:
             bad.append(error)
     if bad:
-        raise BadRows(bad[:_MOST_NAMED], max(0, len(bad) - _MOST_NAMED))
+        raise BadRows.of(bad[:_MOST_NAMED], max(0, len(bad) - _MOST_NAMED))
     return _parted(kinds, rows, held_out, str(path))
 
 

@@ -137,7 +137,7 @@ class TrainedFolder(TrainingSubject):
             except InvalidInput as error:
                 bad.append(InvalidInput(row.origin, str(error)))
         if bad:
-            raise BadRows(bad[:_MOST_NAMED], max(0, len(bad) - _MOST_NAMED))
+            raise BadRows.of(bad[:_MOST_NAMED], max(0, len(bad) - _MOST_NAMED))
         return found
 
     # --- the network ---

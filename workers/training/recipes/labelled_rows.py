@@ -47,9 +47,15 @@ class LabelledRows:
 class BadRows(ConfigurationError):
     """Rows that cannot be trained on, each named by file, line and field."""
 
-    def __init__(self, errors: Sequence[InvalidInput], more: int) -> None:
-        self.lines = [*map(str, errors), *([f"and {more:,} more"] if more else [])]
-        super().__init__("\n".join(self.lines))
+    @classmethod
+    def of(cls, errors: Sequence[InvalidInput], more: int) -> BadRows:
+        """Return the error of these rows, and of `more` that are not named."""
+        return cls("\n".join([*map(str, errors), *([f"and {more:,} more"] if more else [])]))
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each row."""
+        return str(self).split("\n")
 
 
 def tasks_of(recipe: RecipeFile) -> dict[str, LabelledKind]:
@@ -181,7 +187,7 @@ class _Reader:
 
     def raise_bad(self) -> None:
         if self._bad:
-            raise BadRows(self._bad, self._more)
+            raise BadRows.of(self._bad, self._more)
 
 
 def _parted(
