@@ -23,6 +23,9 @@ from workers.models.huggingface.checkpoint import Checkpoint, loading
 #: counts from the end of the longest row.
 _TRIED_TOKENS, _LONG_TOKENS = (4, 9), 600
 
+#: The tokens beside the one that is tried on a branch.
+_BESIDE = 64
+
 #: The largest mean difference of logits, as a share of their mean size, in fp32 and in lower precision.
 _MARGIN, _ROUGH_MARGIN = 1e-3, 1e-1
 
@@ -142,13 +145,14 @@ class DecoderNetwork:
         self.tokens_read = 0
 
     def _after_a_branch(self, row: Sequence[int]) -> torch.Tensor:
-        """Return the logits after a row whose last token stands beside another one, which it does not see."""
+        """Return the logits after a row whose last token stands behind others, which it does not see."""
         block = Block(self.shape)
         block.add(self.shape.empty())
-        tokens, last = [*row[:-1], *row[:1], *row[-1:]], len(row) - 1
+        before, own = len(row) - 1, len(row) - 1 + _BESIDE
+        tokens = [*row[:-1], *[row[0]] * _BESIDE, row[-1]]
         sees = torch.ones((len(tokens), len(tokens)), dtype=torch.bool).tril()
-        sees[last + 1, last] = False
-        return self.run(block, [Feed(tokens, (last + 1,), [*range(len(row)), last], sees)])[0]
+        sees[own, before:own] = False
+        return self.run(block, [Feed(tokens, (own,), [*range(before), *[before] * _BESIDE, before], sees)])[0]
 
     def _plain(self, row: Sequence[int]) -> torch.Tensor:
         """Return the logits after a row, with the positions that transformers' `generate` gives a network."""
