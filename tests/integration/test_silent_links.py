@@ -160,7 +160,7 @@ def test_a_submission_waits_for_a_silent_store_once(
     monkeypatch.setattr(admission, "LOOK_EVERY_S", -1.0 if priority == "standard" else 3600.0)
     with Client(broker_url, far_url, store_timeout_s=TIMEOUT_S) as client:
         if used:
-            client.submit("topic", "a", priority=priority)
+            client.jobs(limit=1)  # not an item, whose answer would be looked for meanwhile
         before = store_link.connections
         store_link.hush(new=True)
         with pytest.raises(StoreUnavailable):
