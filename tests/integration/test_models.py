@@ -244,19 +244,16 @@ def test_what_is_no_image_is_refused(vision: VisionModel) -> None:
         small.prepare(png(photograph(1)), {})
 
 
-def test_texts_are_prepared_together_as_alone(text: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", [(), ("half a \ud83d",)], ids=["", "one is not valid"])
+def test_texts_are_prepared_together_as_alone(
+    text: TextModel, monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, ...]
+) -> None:
     """Each text has the row, or the error, that it has alone, whoever its neighbours are."""
     monkeypatch.setattr(tokenizing, "TOGETHER", 60)  # the long text and those after it are read alone
-    contents: list[str | bytes] = [
-        "a good film",
-        "",
-        "half a \ud83d",
-        b"no text",
-        "long " * 600,
-        "Ann met Bob in Oslo.",
-    ]
+    contents = [*wrong, "Ann met Bob in Oslo.", "a good film", "", b"no text", "long " * 600, "Bob"]
     plain = {"sentiment": params("sentiment")}
-    for asked in ([plain] * 6, [plain] * 5 + [{**plain, "entities": params("entities")}]):
+    for first in (plain, {**plain, "entities": params("entities")}):
+        asked = [first] * (len(wrong) + 1) + [plain] * 5
         together = text.prepare_many(contents, asked)
         for found, content, own in zip(together, contents, asked, strict=True):
             alone = tried(text.prepare, content, own)
@@ -266,6 +263,20 @@ def test_texts_are_prepared_together_as_alone(text: TextModel, monkeypatch: pyte
                 assert (found.aside or {}).keys() == (alone.aside or {}).keys()
             else:
                 assert str(found) == str(alone)
+
+
+def test_a_class_of_ones_own_gets_the_tokens_positions(text: TextModel) -> None:
+    """Which our own tasks do without, unless they label tokens."""
+
+    class Own(TextModel):
+        def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:
+            ends.append(self.encoding(str(content)).offsets[-2][1])
+            return super().prepare(content, params)
+
+    ends: list[int] = []
+    texts = ["a good film", "a dull one"]
+    Own(text.spec).prepare_many(texts, [{"sentiment": params("sentiment")}] * 2)
+    assert ends == [len(content) for content in texts]
 
 
 def test_equal_texts_have_equal_digests(text: TextModel) -> None:

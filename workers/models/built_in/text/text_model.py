@@ -91,7 +91,10 @@ class TextModel(MultiTaskModel):
     ) -> list[Prepared | Exception]:
         """Tokenise texts together."""
         texts = [content for content in contents if isinstance(content, str)]
-        offsets = any(isinstance(chosen, TokenClassificationParams) for own in params for chosen in own.values())
+        # a class of one's own may want the positions
+        offsets = type(self).prepare is not TextModel.prepare or any(
+            isinstance(chosen, TokenClassificationParams) for own in params for chosen in own.values()
+        )
         with self._tokenizing.ahead(texts, offsets=offsets):
             return super().prepare_many(contents, params)
 
