@@ -126,7 +126,7 @@ class TokenizedRows:
         )
 
     def _joined(self, task: str, places: Sequence[int], tokens: int) -> torch.Tensor:
-        """Return the targets of the sequences that have any; those of tokens are padded."""
+        """Return the targets of the sequences that have any. Tokens are padded."""
         found = [own for place in places if (own := self._targets[task].get(place)) is not None]
         blank = self.kinds[task].blank
         if isinstance(self.kinds[task], TokenLabelKind):

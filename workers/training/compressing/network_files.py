@@ -46,8 +46,8 @@ def write(wanted: ModelToLoad, backend: Backend) -> None:
 def write_static(wanted: ModelToLoad, rows: TokenizedRows) -> None:
     """Write an int8 network with the ranges of its activations on some sequences of the rows.
 
-    Layers whose inputs int8 would round too coarsely stay in fp32, and so do the outputs of all layers: those of a
-    transformer have a few places with very large values.
+    Layers whose inputs int8 would round too coarsely stay in fp32, and so do the outputs of all layers: in a
+    transformer they have a few places with very large values.
     """
     require(Backend("onnxruntime", "int8"))
     import onnx

@@ -104,7 +104,7 @@ def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
 
 
 class Trainer:
-    """One process's part. All processes decide the same from the same numbers."""
+    """The part of a process. All processes decide the same from the same numbers."""
 
     def __init__(
         self,

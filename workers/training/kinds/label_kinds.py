@@ -1,4 +1,4 @@
-"""Labels of a whole text: one of several, any of several, or a number."""
+"""Labels of a whole text: classes, several labels at once, and numbers."""
 
 from __future__ import annotations
 

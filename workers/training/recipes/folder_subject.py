@@ -269,7 +269,7 @@ class FolderExamples(Examples):
 
 
 def _joined(targets: Sequence[Array]) -> Array:
-    """Concatenate targets; those of tokens are padded with a target that has no loss."""
+    """Concatenate targets. Tokens are padded with a target that has no loss."""
     if targets[0].ndim < 2 or len({own.shape[1] for own in targets}) == 1:
         return np.concatenate(targets)
     longest = max(own.shape[1] for own in targets)
