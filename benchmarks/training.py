@@ -130,12 +130,14 @@ class Bench:
         folder = self.folder / "recipe"
         folder.mkdir()
         sizes = {"train": rows * SPLIT_STEPS // len(self.splits), "validation": 8, "test": 8}
+        labels: dict[str, set[str]] = {}  # of the training rows: a recipe refuses others
         for part, size in sizes.items():
-            chosen = {
-                task: getattr(split, part)[:: max(1, len(getattr(split, part)) // size)][:size]
-                for task, split in self.splits.items()
-            }
-            lines = [{"text": own.text, task: own.label} for task, some in chosen.items() for own in some]
+            lines = []
+            for task, split in self.splits.items():
+                examples = [own for own in getattr(split, part) if part == "train" or own.label in labels[task]]
+                chosen = examples[:: max(1, len(examples) // size)][:size]
+                labels.setdefault(task, {own.label for own in chosen})
+                lines += [{"text": own.text, task: own.label} for own in chosen]
             (folder / f"{part}.jsonl").write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
         files = "".join(f'{part} = "{part}.jsonl"\n' for part in sizes)
         tasks = "".join(f'[tasks.{task}]\nkind = "classification"\nlabel = "{task}"\n' for task in self.splits)
