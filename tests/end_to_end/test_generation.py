@@ -80,7 +80,7 @@ def test_every_kind_at_once(client: Client) -> None:
 
 
 def test_a_stream_is_the_result_piece_by_piece(client: Client) -> None:
-    params = {"max_new_tokens": 40, "seed": 5, "temperature": 1.0}
+    params = {"max_new_tokens": 200, "seed": 5, "temperature": 1.0}
     whole = client.submit("chat", "Once", params=params).result(timeout_s=60)
     with client.stream("chat", "Once", params=params) as stream:
         pieces = list(stream)
@@ -93,7 +93,7 @@ def test_a_stream_is_the_result_piece_by_piece(client: Client) -> None:
 def test_an_asyncio_stream(fleet: LocalFleet) -> None:
     async def read() -> tuple[list[str], str]:
         async with AsyncClient(fleet.broker_url, fleet.store_url) as client:
-            async with await client.stream("chat", "Once", params={"max_new_tokens": 20}, durable=False) as stream:
+            async with await client.stream("chat", "Once", params={"max_new_tokens": 200}, durable=False) as stream:
                 pieces = [piece async for piece in stream]
             assert stream.result is not None
             return pieces, stream.result["text"]
@@ -112,7 +112,7 @@ def test_chat_completions_by_the_openai_package(fleet: LocalFleet) -> None:
         serving(fleet.broker_url, fleet.store_url) as served,
         openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key("ours"), max_retries=0) as openai_client,
     ):
-        asked = {"model": "chat", "messages": messages, "max_tokens": 20, "seed": 1, "temperature": 1.0}
+        asked = {"model": "chat", "messages": messages, "max_tokens": 200, "seed": 1, "temperature": 1.0}
         create: Any = openai_client.chat.completions.create
         whole = create(**asked)
         chunks = list(create(**asked, stream=True, stream_options={"include_usage": True}))
