@@ -23,7 +23,7 @@ from tests import tiny_checkpoints, training_checkpoints
 from workers import settings
 from workers.batching.serving import served_models
 from workers.models.interface.model import Model
-from workers.training.joint import joint_checkpoint, trainer
+from workers.training.loop import trainer, training_checkpoint
 from workers.training.recipes import recipe_file, training_run
 from workers.training.recipes.training_run import RecipeTraining, TrainingCard
 from workers.training.training_batches import all_of
@@ -147,7 +147,7 @@ def test_the_served_answers_are_those_of_the_training(folder: Path, tmp_path: Pa
     training, card = trained(recipe(folder, tmp_path / "all", ALL_KINDS, "steps = 2\nevaluate_every = 1"))
     subject = training_run.subject_of(training)
     network = subject.build(card.recipe)
-    joint_checkpoint.load_best(training.out, network)
+    training_checkpoint.load_best(training.out, network)
     expected: dict[int, list[Any]] = {}
     for number, answer, _ in (one for part in training_run.answers(subject, network) for one in part):
         expected.setdefault(number, []).append(answer)

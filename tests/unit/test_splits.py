@@ -12,8 +12,8 @@ import transformers
 from torch import nn
 
 from producers.wire.errors import ConfigurationError
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Compression, Split
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Compression, Split
 from workers.training.splits import layouts
 from workers.training.splits.layouts import NetworkShape
 from workers.training.splits.stages import Received, keep_own

@@ -19,11 +19,11 @@ from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.checkpoint_networks import replay
 from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.models.interface.model import Array, Arrays
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples, Part, TrainingSubject
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import COUNTS, INPUT, OF, TO, Backbone, SharedNetwork, TaskNetwork
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
+from workers.training.loop.training_subject import Examples, Part, TrainingSubject
 from workers.training.recipes import served_folder, stored_rows
 from workers.training.recipes.labelled_rows import BadRows, LabelledRow
 from workers.training.recipes.recipe_file import TrainTable

@@ -11,7 +11,7 @@ import msgspec
 
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import known, read_toml, typed
-from workers.training.joint.recipe import Compression
+from workers.training.loop.recipe import Compression
 
 Sharing = Literal["full", "lora", "frozen"]
 

@@ -21,9 +21,9 @@ from workers.models import huggingface
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.text import task_heads
 from workers.models.interface.model import Model, ModelSpec
-from workers.training.joint.trainer import LOG
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import TaskNetwork
+from workers.training.loop.trainer import LOG
 from workers.training.recipes.recipe_file import RecipeFile
 
 BACKBONE, HEADS, SETTINGS = "backbone", "heads", "fleet.toml"

@@ -20,12 +20,12 @@ from producers.wire.fleet_file import known
 from workers.models.sources import model_source
 from workers.models.sources.model_source import Pulled
 from workers.settings import built_in_tables
-from workers.training.joint import joint_checkpoint, processes, trainer
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe, Split
-from workers.training.joint.trainer import LogLine, Work
-from workers.training.joint.training_subject import Part
 from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.loop import processes, trainer, training_checkpoint
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe, Split
+from workers.training.loop.trainer import LogLine, Work
+from workers.training.loop.training_subject import Part
 from workers.training.recipes import curves, labelled_rows, served_folder
 from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
@@ -123,13 +123,13 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
     log = list(trainer.read_log(training.out))
     curves.draw(training.out, log, {task.name: task.metric for task in training.tasks})
     network = subject.build(recipe)
-    joint_checkpoint.load_best(training.out, network)
+    training_checkpoint.load_best(training.out, network)
     scores = subject.all_scores(list(answers(subject, network.to(device), device)))
     served_folder.write_weights(training.out, subject.merged(network.cpu()), network.tasks)
     served_folder.write_fleet(training.recipe, training.out, training.tasks)
     card = TrainingCard(
         backbone=training.backbone.revision,
-        best_step=joint_checkpoint.best_step(training.out),
+        best_step=training_checkpoint.best_step(training.out),
         steps=log[-1].step,
         seconds=round(sum(line.seconds for line in log), 1),
         recipe=recipe,

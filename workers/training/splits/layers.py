@@ -14,8 +14,8 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
 from workers.training.splits.layouts import LAYOUTS
 from workers.training.splits.splitting import Splitting
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from producers.wire.errors import ConfigurationError
-from workers.training.joint.recipe import Compression, Split
+from workers.training.loop.recipe import Compression, Split
 
 
 @dataclass(frozen=True, slots=True)

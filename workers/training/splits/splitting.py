@@ -11,10 +11,10 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
+from workers.training.loop.training_subject import Examples
 from workers.training.splits.compression import Traffic
 
 Batch = dict[str, torch.Tensor]

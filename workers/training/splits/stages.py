@@ -15,11 +15,11 @@ from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn import functional
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples
 from workers.training.kinds.shared_network import INPUT
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
+from workers.training.loop.training_subject import Examples
 from workers.training.splits.layouts import LAYOUTS
 from workers.training.splits.splitting import Batch, Splitting
 

@@ -11,8 +11,8 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
 from workers.training.splits import layouts
 from workers.training.splits.splitting import Splitting
 

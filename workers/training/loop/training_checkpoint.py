@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
-from workers.training.joint.recipe import Recipe
+from workers.training.loop.recipe import Recipe
 
 FILE = "checkpoint.json"
 BEST = "best.json"
