@@ -149,7 +149,17 @@ class LabelledKind(ABC):
 
     @abstractmethod
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return each example's loss, `(examples,)`, from the head's values, `(examples, width, …)`."""
+        """Return each example's loss, `(examples,)`, from the head's values, `(examples, width, …)`.
+
+        It is the sum of the example's `terms`.
+        """
+
+    def terms(self, targets: torch.Tensor) -> torch.Tensor:
+        """Return the number of terms of each example's loss, `(examples,)`: 1, or its labelled tokens.
+
+        A step's loss is the mean over the terms of all its examples, whichever process computes them.
+        """
+        return targets.new_ones(len(targets))
 
     # --- the metric ---
 

@@ -41,7 +41,7 @@ class PipelineStages(Splitting):
         self._schedules: dict[tuple[int, ...], Schedule1F1B] = {}
 
     def learn(self, batches: Sequence[Batch], scale: float) -> torch.Tensor:
-        batches = _of_one_shape(batches, self._pad)
+        batches = _of_one_shape(self.counted(batches), self._pad)
         self._part.begin(batches, scale)
         schedule = self._schedule(self._shape(_inputs(batches[0]).values()), len(batches))
         # a micro-batch is known by its number: torch would cut tensors by rows, of which tasks have different ones
