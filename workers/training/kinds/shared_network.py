@@ -26,6 +26,9 @@ STEP = "step"
 class Backbone(nn.Module):
     """The backbone that all tasks share. A frozen one has no dropout and no gradients."""
 
+    #: Whether it is a model that writes, with its output layer.
+    writes = False
+
     def __init__(self, backbone: Any, *, frozen: bool) -> None:
         super().__init__()
         self.backbone = backbone
@@ -38,15 +41,21 @@ class Backbone(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return call(self.backbone, inputs)
 
+    def hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the output of the last layer that is here, `(inputs, tokens, width)`."""
+        found: torch.Tensor = call(self.backbone, inputs).last_hidden_state
+        return found
+
 
 class TaskNetwork:
     """A task with the head of its worker and the module that learns in it, None for a head without weights."""
 
-    def __init__(self, kind: LabelledKind, head: TextHead, module: nn.Module | None) -> None:
+    def __init__(self, kind: LabelledKind, head: TextHead | None, module: nn.Module | None) -> None:
         self.kind, self.head, self.module = kind, head, module
 
     def values(self, features: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the head's values for the backbone's inputs, `(inputs, …)`, by the code of the worker."""
+        assert self.head is not None
         if self.kind.head != "transformers":  # an attention has units
             return self.head.compute(features, inputs).float()
         module: Any = self.module
