@@ -31,6 +31,7 @@ from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
 from workers.training.recipes.recipe_file import RecipeFile
 from workers.training.recipes.text_subject import TrainedTexts
+from workers.training.recipes.written_subjects import TrainedDialogues, TrainedTextToText
 from workers.training.splits import layouts
 from workers.training.splits.layouts import NetworkShape
 from workers.training.training_batches import by_size
@@ -41,7 +42,11 @@ _EVALUATIONS = 20
 _JUDGED_TOKENS = 8192
 
 #: The subject of each form of input: its rows as the worker reads them, and the network.
-SUBJECTS: Mapping[str, type[TrainedFolder]] = {"text": TrainedTexts}
+SUBJECTS: Mapping[str, type[TrainedFolder]] = {
+    "text": TrainedTexts,
+    "text to text": TrainedTextToText,
+    "dialogue": TrainedDialogues,
+}
 _ALONE = Process()
 
 #: Called with each step and the number of all steps.
@@ -93,8 +98,8 @@ class RecipeTraining:
 def prepare(recipe: RecipeFile, *, resume: bool, process: Process = _ALONE, split: Split = "rows") -> RecipeTraining:
     """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
     served_folder.check_free(recipe, resume=resume)
-    backbone = _backbone(recipe)
-    shape = NetworkShape.of(backbone.folder, recipe.train.sharing)
+    backbone, writes = _backbone(recipe), any(task.writes for task in labelled_rows.tasks_of(recipe).values())
+    shape = NetworkShape.of(backbone.folder, recipe.train.sharing or "full", writes=writes)
     layouts.check(split, process.count, shape, recipe.train.compression)
     return RecipeTraining(recipe, labelled_rows.read(recipe), backbone, recipe.out, process, split)
 
@@ -145,7 +150,7 @@ def compare(training: RecipeTraining, card: TrainingCard, show: Callable[[str], 
     for task in training.tasks:
         alone = run(_alone(training, task.name), show(f"{task.name} alone"))
         tasks[task.name] = msgspec.structs.replace(tasks[task.name], alone=main(alone.tasks[task.name]))
-    if training.recipe.train.sharing != "frozen":
+    if training.recipe.train.sharing != "frozen" and any(task.head for task in training.tasks):
         frozen = run(_frozen(training), show("frozen backbone"))
         for name, own in frozen.tasks.items():
             tasks[name] = msgspec.structs.replace(tasks[name], frozen=main(own))
