@@ -21,7 +21,10 @@ INPUT, OF, TO, COUNTS = "input/", "of/", "to/", "counts/"
 
 
 class Backbone(nn.Module):
-    """The backbone that all tasks share. A frozen one has no dropout and no gradients."""
+    """The backbone that all tasks share. A frozen one has no dropout and no gradients.
+
+    Norms of a batch keep the backbone's statistics: a row's loss must not depend on the other rows of its pass.
+    """
 
     def __init__(self, backbone: Any, *, frozen: bool) -> None:
         super().__init__()
@@ -29,7 +32,11 @@ class Backbone(nn.Module):
         self.frozen = frozen
 
     def train(self, mode: bool = True) -> Self:
-        return super().train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all of them
+                module.eval()
+        return self
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -39,11 +46,12 @@ class Backbone(nn.Module):
 class TaskNetwork:
     """A task with the head of its worker and the module that learns in it, None for a head without weights."""
 
-    def __init__(self, kind: LabelledKind, head: TextHead, module: nn.Module | None) -> None:
+    def __init__(self, kind: LabelledKind, head: TextHead | None, module: nn.Module | None) -> None:
         self.kind, self.head, self.module = kind, head, module
 
     def values(self, features: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the head's values for the backbone's inputs, `(inputs, …)`, by the code of the worker."""
+        assert self.head is not None
         if self.kind.head != "transformers":  # an attention has units
             return self.head.compute(features, inputs).float()
         module: Any = self.module

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,9 +29,6 @@ from workers.training.recipes.labelled_rows import BadRows, LabelledRow
 from workers.training.recipes.recipe_file import TrainTable
 from workers.training.recipes.stored_rows import StoredRows
 from workers.training.splits.layouts import NetworkShape
-
-#: The folder of the rows' files.
-_ROWS = "rows"
 
 _MOST_NAMED = 10
 
@@ -60,6 +57,21 @@ class TrainedFolder(TrainingSubject):
     Subclasses write `read` and `collate`, for a form of input.
     """
 
+    #: The settings of the recipe's table `train` that only some forms of input have, and this form has.
+    settings: ClassVar[tuple[str, ...]] = ("backbone", "sharing", "lora_rank", "max_tokens")
+
+    #: The tasks of the network.
+    task_network: ClassVar[type[TaskNetwork]] = TaskNetwork
+
+    #: The backbone of a recipe without one, if there is one.
+    usual_backbone: ClassVar[str] = "text"
+
+    #: Whether the network begins with a backbone's weights.
+    has_backbone: ClassVar[bool] = True
+
+    #: The class of the served model, unless its tasks' kinds choose it.
+    served_class: ClassVar[str] = ""
+
     def __init__(
         self, backbone: Path, out: Path, train: TrainTable, tasks: Sequence[LabelledKind], rows: Mapping[Part, Any]
     ) -> None:
@@ -67,16 +79,21 @@ class TrainedFolder(TrainingSubject):
 
         Raises BadRows for a row that the worker would refuse.
         """
-        checkpoint = Checkpoint(backbone, "train.backbone")
+        self.backbone, self.out, self.train, self.kinds = backbone, out, train, tasks
+        self.begin(rows)
+        folder = out / served_folder.ROWS
+        self.parts: Mapping[Part, StoredRows] = {
+            part: stored_rows.write(folder / f"{part}.arrow", own, self._sizes(own)) for part, own in rows.items()
+        }
+
+    def begin(self, rows: Mapping[Part, Sequence[LabelledRow]]) -> None:
+        """Write the folder without weights. Raises ConfigurationError for a backbone that these kinds do not train."""
+        checkpoint = Checkpoint(self.backbone, "train.backbone")
         checkpoint.check_weights()
         if checkpoint.config.get("is_encoder_decoder"):
-            problem = f"{backbone} is an encoder-decoder, which these kinds do not train"
+            problem = f"{self.backbone} is an encoder-decoder, which these kinds do not train"
             raise ConfigurationError(f"train.backbone: {problem}; name an encoder")
-        served_folder.write_settings(out, backbone, tasks)
-        self.backbone, self.out, self.train, self.kinds = backbone, out, train, tasks
-        self.parts: Mapping[Part, StoredRows] = {
-            part: stored_rows.write(out / _ROWS / f"{part}.arrow", own, self._sizes(own)) for part, own in rows.items()
-        }
+        served_folder.write_settings(self.out, self.backbone, self.kinds)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model out: each process reads its own."""
@@ -142,9 +159,14 @@ class TrainedFolder(TrainingSubject):
 
     # --- the network ---
 
+    @classmethod
+    def shape_of(cls, backbone: Path, train: TrainTable) -> NetworkShape:
+        """Return the facts by which a split is refused."""
+        return NetworkShape.of(backbone, train.sharing)
+
     @property
     def shape(self) -> NetworkShape:
-        return NetworkShape.of(self.backbone, self.train.sharing)
+        return self.shape_of(self.backbone, self.train)
 
     def build(self, recipe: Recipe) -> SharedNetwork:
         with loading(self.backbone, "train.backbone"):
@@ -175,7 +197,7 @@ class TrainedFolder(TrainingSubject):
         elif self.train.sharing == "frozen":
             backbone.requires_grad_(requires_grad=False)
         encoder = Backbone(backbone, frozen=self.train.sharing == "frozen")
-        tasks = [TaskNetwork(kind, self.model.heads[kind.name], modules[kind.name]) for kind in self.kinds]
+        tasks = [self.task_network(kind, self.model.heads[kind.name], modules[kind.name]) for kind in self.kinds]
         network = SharedNetwork(encoder, tasks, recipe.weights)
         self._freeze_unused(network)
         return network
@@ -212,6 +234,17 @@ class TrainedFolder(TrainingSubject):
             if parameter.grad is None:
                 parameter.requires_grad_(False)
         network.zero_grad()
+
+    def answer(self, kind: LabelledKind, outputs: Array, aside: Any) -> Any:
+        """Return the worker's answer for a row, by the values of its inputs `(inputs, …)`."""
+        return self.model.heads[kind.name].finish(outputs, kind.params, aside)
+
+    def calibrate(self, network: SharedNetwork) -> None:
+        """Change the best weights before they are judged and written."""
+
+    def write(self, network: SharedNetwork) -> None:
+        """Write a trained network's weights for the worker."""
+        served_folder.write_weights(self.out, self.merged(network), network.tasks)
 
     def merged(self, network: SharedNetwork) -> Any:
         """Return the trained backbone without adapters, and turn heads of transformers into the labels' units."""
@@ -258,11 +291,10 @@ class FolderExamples(Examples):
             zip(self._subject.kinds, network.values(self._tensors(rows)), strict=True)
         ):
             outputs, start = values.flatten(0, 1).cpu().numpy(), 0
-            head = self._subject.model.heads[kind.name]
             for row in rows:
                 if kind.name in row.labels:
                     end = start + row.inputs[kind.name]
-                    answer = head.finish(outputs[start:end], kind.params, row.asides[kind.name])
+                    answer = self._subject.answer(kind, outputs[start:end], row.asides[kind.name])
                     found.append((number, answer, row.labels[kind.name]))
                     start = end
         return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import known, read_toml, typed
+from workers.training.kinds.trained_kinds import TRAINED
 from workers.training.loop.recipe import Compression
 
 Sharing = Literal["full", "lora", "frozen"]
@@ -26,7 +27,8 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `backbone` is a source as in ``fleet.toml``, or the name of a model of ``builtin.toml``. `out` is the folder of the
     result, by default the recipe's name; `name` is the model's name in its ``fleet.toml``. `sharing` says which weights
-    of the backbone learn: all, matrices of low rank beside them (LoRA, of rank `lora_rank`), or none.
+    of the backbone learn: all, matrices of low rank beside them (LoRA, of rank `lora_rank`), or none. Rows and series
+    have no backbone, but `hidden`, the widths of the layers that the tasks share.
 
     `epochs` count the training rows, and `steps` take their place. `rows` are those of a step; `accumulate` cuts a step
     into so many passes. `compression` is of the gradients that several processes exchange. `weights` are the shares of
@@ -36,6 +38,7 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     backbone: str | dict[str, Any] = "text"
+    hidden: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] | None = None
     out: str = ""
     name: str = ""
     sharing: Sharing = "full"
@@ -77,7 +80,8 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class DataTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The labelled files: paths or patterns, which count from the recipe's folder.
 
-    Without `validation` or `test`, a share of the training rows takes its place.
+    Without `validation` or `test`, a share of the training rows takes its place. `drop` names columns of a table that
+    are neither inputs nor labels.
     """
 
     train: str | tuple[str, ...]
@@ -85,6 +89,7 @@ class DataTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     test: str | tuple[str, ...] = ()
     validation_share: float = 0.1
     test_share: float = 0.1
+    drop: tuple[str, ...] = ()
     format: str | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +111,7 @@ class TaskTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     input: str | tuple[str, ...] = ()
     label: str = ""
     labels: tuple[str, ...] = ()
-    head: Literal["", "attention", "transformers"] = ""
+    head: Literal["", "attention", "transformers", "linear"] = ""
     fusion: tuple[str, ...] = ()
     scale: float = 1.0
     negatives: str | int = 4
@@ -160,11 +165,13 @@ def load(path: Path) -> RecipeFile:
     if "data" not in raw:
         raise ConfigurationError(f'{path}: data: is missing; name the labelled rows: [data] train = "rows.csv"')
     tasks = typed(raw.get("tasks", {}), dict[str, Any], f"{path}: tasks")
+    tables = {name: typed(table, TaskTable, f"{path}: tasks.{name}") for name, table in tasks.items()}
+    usual = next((TRAINED[table.kind].defaults for table in tables.values() if table.kind in TRAINED), {})
     recipe = RecipeFile(
         path=path,
-        train=typed(raw.get("train", {}), TrainTable, f"{path}: train"),
+        train=typed({**usual, **raw.get("train", {})}, TrainTable, f"{path}: train"),
         data=typed(raw["data"], DataTable, f"{path}: data"),
-        tasks={name: typed(table, TaskTable, f"{path}: tasks.{name}") for name, table in tasks.items()},
+        tasks=tables,
     )
     _check(recipe)
     return recipe

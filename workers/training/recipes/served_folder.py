@@ -28,6 +28,9 @@ from workers.training.recipes.recipe_file import RecipeFile
 
 BACKBONE, HEADS, SETTINGS = "backbone", "heads", "fleet.toml"
 
+#: The folder of the rows' files.
+ROWS = "rows"
+
 #: Files of a backbone's folder that hold its weights, other weights, or the weights of other runtimes.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx")
 _OTHER = ("adapter_*", "onnx", "openvino", ".git", ".cache")
@@ -120,10 +123,10 @@ def in_units(module: nn.Module, scale: float, shift: float) -> None:
         last.bias.mul_(scale).add_(shift)
 
 
-def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) -> Path:
-    """Write ``fleet.toml``, by which the folder is served from any place."""
+def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind], class_: str = "") -> Path:
+    """Write ``fleet.toml``, by which the folder is served from any place, by a `class_` that has all in one file."""
     name = recipe.name
-    options = _options(Path(HEADS), tasks, recipe.train.max_tokens)
+    options = _options(Path(HEADS), [] if class_ else tasks, recipe.train.max_tokens)
     heads = ", ".join(f"{json.dumps(task)} = {json.dumps(path)}" for task, path in options["heads"].items())
     lines = [
         "# Made by `argosy train`. Serve it: ARGOSY_FLEET=this file argosy up",
@@ -132,11 +135,12 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
         f"models = [{json.dumps(name)}]",
         "",
         f"[models.{json.dumps(name)}]",
+        *([f"class = {json.dumps(class_)}"] if class_ else []),
         f"source = {{ path = {json.dumps(BACKBONE)} }}",
         "",
         f"[models.{json.dumps(name)}.options]",
         *([f"max_tokens = {options['max_tokens']}"] if "max_tokens" in options else []),
-        f"heads = {{ {heads} }}",
+        *([f"heads = {{ {heads} }}"] if heads else []),
         "",
         f"[models.{json.dumps(name)}.tasks]",
         *(f"{json.dumps(task.name)} = {json.dumps(task.served)}" for task in tasks),
