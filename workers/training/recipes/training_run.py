@@ -30,6 +30,7 @@ from workers.training.recipes import curves, labelled_rows, served_folder, table
 from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
 from workers.training.recipes.measured_subjects import TrainedSeries, TrainedTable
+from workers.training.recipes.media_subjects import TrainedClips, TrainedImages, TrainedRecordings
 from workers.training.recipes.recipe_file import RecipeFile
 from workers.training.recipes.text_subject import TrainedTexts
 from workers.training.splits import layouts
@@ -45,6 +46,9 @@ SUBJECTS: Mapping[str, type[TrainedFolder]] = {
     "text": TrainedTexts,
     "row": TrainedTable,
     "series": TrainedSeries,
+    "image": TrainedImages,
+    "video": TrainedClips,
+    "audio": TrainedRecordings,
 }
 
 #: The settings of the table `train` that only some forms of input have.
