@@ -101,7 +101,8 @@ class Source:
         for place in self._places():
             if isinstance(place, Folder):
                 for medium in self._media_in(place, self.left_out):
-                    yield medium.name, {PATH: medium.name, "folder": Path(medium.name).parent.name}
+                    path = str(medium.path.absolute()) if isinstance(medium, LocalFile) else medium.name
+                    yield medium.name, {PATH: path, "folder": Path(path).parent.name}
                 continue
             with _opened(place) as file:
                 reading = Reading(place.name, file, Meter(), lambda _: None, self.line_bytes)

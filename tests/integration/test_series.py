@@ -163,11 +163,11 @@ def test_series_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"series": [1, 2]}\n', "line 1: has no 'label'; each line needs"),
-        ('{"series": [1, 2], "label": "a"}\n{"series": [[1], [2]], "label": "a"}\n', "line 2: needs the channels"),
-        ('{"series": [1, null], "label": "a"}\n', "line 1: needs .* all values"),
+        ('{"series": [1, 2]}\n', "own.jsonl:1: has no 'label'; each line needs"),
+        ('{"series": [1, 2], "label": "a"}\n{"series": [[1], [2]], "label": "a"}\n', "own.jsonl:2: needs the channels"),
+        ('{"series": [1, null], "label": "a"}\n', "own.jsonl:1: needs .* all values"),
         ('{"series": [1, 2], "label": "a"}\n' * 9, "needs two labels"),
-        ("no json\n", "line 1: is not JSON: Expecting value"),
+        ("no json\n", "own.jsonl:1: is not JSON: "),
     ],
 )
 def test_a_file_that_teaches_nothing_is_refused(tmp_path: Path, content: str, message: str) -> None:

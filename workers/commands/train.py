@@ -96,6 +96,8 @@ def _train(process: Process, asked: _TrainingOptions) -> None:
     say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
     if rows.unlabelled:
         say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
+    for doubt in training_run.doubts(training):
+        say(doubt, err=True)
     card = _trained(training, compare=asked.compare)
     console().print(_table(card))
     say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")

@@ -3,17 +3,17 @@
 Without a file, the data are BasicMotions (80 recordings of ten seconds from a smart watch: standing, walking, running,
 badminton), half of which are held out, as by their authors. A file has lines of ``{"series": …, "label": …}``, with the
 series as the task takes it; a fifth of each label is held out. The printed scores, also written beside the model, are
-of the held-out part.
+of the held-out part. `argosy train` takes the place of ``--jsonl`` (docs/training.md).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from producers.wire.catalogue import KINDS, Catalogue, Task
-from producers.wire.command_line import one_line_errors
+from producers.wire.command_line import one_line_errors, say
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.messages import SeriesInput
 from workers.models.built_in.tables.series import SeriesChannel, SeriesDescription, save
 from workers.models.built_in.tables.series_network import SeriesNetwork
 from workers.models.sources import model_source
 from workers.training import data
+from workers.training.recipes import labelled_rows
 
 SEED = 20261122
 _EPOCHS = 250
@@ -90,22 +91,17 @@ def read_jsonl(path: Path) -> Recordings:
     """Return a file's series, a fifth of each label held out. Raises ConfigurationError naming the line."""
     names: set[tuple[str, ...]] = set()
     by_label: dict[str, list[Values]] = {}
-    # not `splitlines`, which also splits at characters that JSON texts may hold
-    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+    for origin, row in _rows(path):
         try:
-            row = json.loads(line)
             read = Catalogue({}).check_input(_TASK, row["series"], field="series")
             label = str(row["label"])
-        except (ValueError, KeyError, TypeError, InvalidInput) as error:
-            says = {KeyError: f"has no {error}", json.JSONDecodeError: f"is not JSON: {error}"}.get(type(error), error)
-            form = 'each line needs {"series": …, "label": …}'
-            raise ConfigurationError(f"{path}: line {number}: {says}; {form}") from error
+        except (KeyError, InvalidInput) as error:
+            says = f"has no {error}" if isinstance(error, KeyError) else error
+            raise ConfigurationError(f'{origin}: {says}; each line needs {{"series": …, "label": …}}') from error
         assert isinstance(read, SeriesInput)
         names.add(read.names or tuple(map(str, range(len(read.channels)))))
         if len(names) > 1 or any(value is None for one in read.channels for value in one):
-            raise ConfigurationError(f"{path}: line {number}: needs the channels of the first line, and all values")
+            raise ConfigurationError(f"{origin}: needs the channels of the first line, and all values")
         by_label.setdefault(label, []).append(np.array(read.channels, dtype=np.float64).T)
     if len(by_label) < 2 or min(map(len, by_label.values())) < 5:
         raise ConfigurationError(f"{path}: needs two labels or more, and five series of each")
@@ -119,6 +115,16 @@ def read_jsonl(path: Path) -> Recordings:
     return Recordings(path.stem, names.pop(), known, held_out)
 
 
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        for origin, row in labelled_rows.plain_rows([str(path)], "jsonl"):
+            if isinstance(row, InvalidInput):
+                raise row
+            yield origin, row
+    except InvalidInput as error:
+        raise ConfigurationError(str(error)) from error
+
+
 def train(recordings: Recordings, out: Path, *, epochs: int = _EPOCHS) -> SeriesScore:
     """Write the model of some recordings to the folder `out`, and return its score on the held-out part."""
     labels = tuple(sorted({label for _, label in recordings.known}))
@@ -126,7 +132,7 @@ def train(recordings: Recordings, out: Path, *, epochs: int = _EPOCHS) -> Series
     network = fit(recordings, described, epochs)
     score = _score(network, recordings, described)
     about = {"trained_on": f"{recordings.name}, {len(recordings.known)} series"}
-    save(network, described, out, held_out=msgspec.to_builtins(score), **about)
+    save(network.state_dict(), described, out, held_out=msgspec.to_builtins(score), **about)
     return score
 
 
@@ -216,6 +222,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the model's folder: the `source` of a model in fleet.toml")
     parser.add_argument("--jsonl", type=Path, help="series with their labels; BasicMotions without it")
     asked = parser.parse_args()
+    if asked.jsonl:
+        say(f"train_series --jsonl goes away: argosy train RECIPE, kind = {_TASK.kind.name!r}", err=True)
     recordings = read_jsonl(asked.jsonl) if asked.jsonl else basic_motions(model_source.cache_folder())
     score = train(recordings, asked.out)
     Console().print(

@@ -4,23 +4,19 @@
 Without a file, the data are scikit-learn's breast cancer table (569 biopsies, 30 measurements each, benign or
 malignant), or with ``--data phishing`` 1,250 web pages. The model is a logistic regression, its strength chosen by
 cross-validation; one temperature, fitted to out-of-fold predictions, calibrates its probabilities. A fifth of the rows
-is held out; the printed scores, also written beside the model, are of that part.
+is held out; the printed scores, also written beside the model, are of that part. `argosy train` takes the place of
+``--csv`` (docs/training.md).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import json
-import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -35,18 +31,17 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test
 
 from producers.wire.command_line import one_line_errors, say
 from producers.wire.errors import ConfigurationError, InvalidInput
-from producers.wire.validation import table_cells
-from workers.models.built_in.tables.tabular import FILE, FORMAT, Column
+from workers.models.built_in.tables.tabular import FILE, LINEAR_FORMAT, Column
 from workers.models.sources import model_source
 from workers.training import data
+from workers.training.recipes import labelled_rows, table_columns
 
 SEED = 20261122
 _STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _FOLDS = 5
 _BINS = 10
 
-#: A column with more different words is a name or an identifier, and useless for learning.
-MOST_CATEGORIES = 50
+_KIND = "tabular-classification"
 
 Values = NDArray[np.float64]
 Row = dict[str, float | str | None]
@@ -90,8 +85,7 @@ def breast_cancer() -> Table:
 def phishing() -> Table:
     """Return 1,250 web pages by their features, ``phishing`` or ``honest``, after pulling them if needed."""
     file = data.pull("phishing", model_source.cache_folder()) / "phishing.csv.gz"
-    with gzip.open(file, "rt", encoding="utf-8", newline="") as opened:
-        read = list(csv.DictReader(opened))
+    read = [{**row} for _, row in _read(file)]
     labels = ["phishing" if row.pop("is_phishing") == "1" else "honest" for row in read]
     rows: list[Row] = [{name: float(value) for name, value in row.items()} for row in read]
     return Table("phishing pages", rows, labels)
@@ -115,96 +109,49 @@ def _split(labels: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray
 def read_csv(path: Path, label: str, *, drop: Sequence[str] = ()) -> Table:
     """Return a CSV file's rows without the columns `drop`; empty cells are unknown.
 
-    The separator is the header's: a comma, a semicolon, a bar or a tab. Raises ConfigurationError with the place of the
-    fault.
+    Raises ConfigurationError with the place of the fault.
     """
-    header, *lines = _lines(path)
-    columns = header[1]
-    wrong = next((name for name in (label, *drop) if name not in columns), None)
-    if wrong is not None:
-        raise ConfigurationError(f"{path}: no column {wrong!r}; there are {', '.join(columns)}")
+    read = dict(_read(path))
+    if not read:
+        raise ConfigurationError(f"{path}: has a header and no row below it; check that it is the right file")
+    columns = [*next(iter(read.values()))]
+    if wrong := [name for name in (label, *drop) if name not in columns]:
+        raise ConfigurationError(f"{path}: no column {wrong[0]!r}; there are {', '.join(columns)}")
     if label in drop:
         raise ConfigurationError(f"{path}: the label {label!r} cannot be dropped")
-    cells: dict[str, list[str]] = {name: [] for name in columns}
-    for number, row in lines:
-        if len(row) != len(columns):
-            problem = f"has {len(row)} cells where the header has {len(columns)}"
-            raise ConfigurationError(f"{path}: row {number}: {problem}; complete the row, or leave it out")
-        if not row[columns.index(label)].strip():
-            raise ConfigurationError(f"{path}: row {number}: {label} is empty; drop the row, or label it")
-        for name, cell in zip(columns, row, strict=True):
-            cells[name].append(cell)
-    values = {
-        name: _values(own, f"{path}: column {name!r}") for name, own in cells.items() if name not in (label, *drop)
-    }
-    if not values:
+    for origin, row in read.items():
+        if not row[label].strip():
+            raise ConfigurationError(f"{origin}: {label} is empty; drop the row, or label it")
+    kept = [name for name in columns if name not in (label, *drop)]
+    if not kept:
         raise ConfigurationError(f"{path}: has no column but the label")
-    rows: list[Row] = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-    return Table(path.stem, rows, [one.strip() for one in cells[label]])
+    described = [table_columns.column(name, [row[name] for row in read.values()], _drop(name)) for name in kept]
+    rows: list[Row] = [
+        {column.name: table_columns.value(column, row[column.name], origin) for column in described}
+        for origin, row in read.items()
+    ]
+    return Table(path.stem, rows, [row[label].strip() for row in read.values()])
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows of a CSV file, each with the number of its last line; the header is the first."""
+def _read(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each row's origin and cells."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            before, first = next(((number, line) for number, line in enumerate(file, 1) if line.strip()), (0, ""))
-            declared = re.match(r'"?sep=(.)"?\s*$', first, re.IGNORECASE)
-            if not declared:
-                before = file.seek(0)
-            separator = declared[1] if declared else max(",;|\t", key=first.count)
-            csv.field_size_limit(sys.maxsize)
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            found = [(before + reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}; check the path") from error
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{path}: is not UTF-8 ({error.reason}); save it as CSV UTF-8") from error
-    except csv.Error as error:
-        raise ConfigurationError(
-            f"{path}: row {before + reader.line_num}: {error}; check its quotation marks"
-        ) from error
-    if not found:
-        raise ConfigurationError(f"{path}: has nothing in it; the first line names the columns")
-    columns = found[0][1]
-    twice = next((name for name in columns if columns.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigurationError(f"{path}: names the column {twice!r} twice; give each column its own name")
-    again = next((number for number, row in found[1:] if row == columns), None)
-    if again is not None:
-        raise ConfigurationError(f"{path}: row {again}: is the header again, as in joined files; take the line out")
-    if not found[1:]:
-        raise ConfigurationError(f"{path}: has a header and no row below it; check that it is the right file")
-    return found
+        for origin, row in labelled_rows.plain_rows([str(path)], "csv"):
+            if isinstance(row, InvalidInput):
+                raise row
+            yield origin, row
+    except InvalidInput as error:
+        raise ConfigurationError(str(error)) from error
 
 
-def _values(cells: Sequence[str], where: str) -> Sequence[float | str | None]:
-    """Return a column's numbers if all known cells are numbers, else its words as they are written."""
-    with suppress(ValueError):
-        return [table_cells.number(cell) for cell in cells]
-    with suppress(ValueError):
-        _ = [table_cells.number(cell.replace(",", ".", 1)) for cell in cells]
-        example = next(cell for cell in cells if "," in cell)
-        raise ConfigurationError(f"{where} has numbers with commas, like {example!r}; write them with a decimal point")
-    return [table_cells.word(cell) for cell in cells]
+def _drop(name: str) -> str:
+    return f"leave it out with --drop {name!r}"
 
 
 def doubtful(table: Table) -> Iterator[str]:
     """Yield a sentence for each column that may not be what it seems: an id, or numbers with some words in between."""
     for name in table.rows[0]:
-        values = [row[name] for row in table.rows if row[name] is not None]
-        numbers = [value for value in values if isinstance(value, float) and value.is_integer()]
-        words = [value for value in values if isinstance(value, str) and not _is_number(value)]
-        if numbers and len(numbers) == len(values) and all(one < other for one, other in pairwise(numbers)):
-            yield f"column {name!r} counts up from row to row, like an id; leave it out with --drop {name!r}"
-        if 0 < 2 * len(words) < len(values):
-            yield f"column {name!r} is read as words, as it has {words[0]!r} among numbers"
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return table_cells.number(cell) is not None
-    except ValueError:
-        return False
+        yield from table_columns.doubts(name, [row[name] for row in table.rows], _drop(name))
 
 
 def train(table: Table, out: Path) -> TableScore:
@@ -215,7 +162,7 @@ def train(table: Table, out: Path) -> TableScore:
     out.mkdir(parents=True, exist_ok=True)
     tensors = {"weight": weight, "bias": bias, "average": fitted.encoded[fitted.known].mean(axis=0)}
     about = {
-        "format": FORMAT,
+        "format": LINEAR_FORMAT,
         "columns": msgspec.json.encode(fitted.columns).decode(),
         "labels": json.dumps(fitted.labels),
         "trained_on": f"{table.name}, {len(fitted.known)} rows",
@@ -253,7 +200,8 @@ class _Fitted:
         labels = tuple(sorted(set(table.labels)))
         wanted = np.array([labels.index(label) for label in table.labels])
         known, held = _split(table.labels, seed)
-        columns = tuple(_column(name, [table.rows[n][name] for n in known]) for name in table.rows[0])
+        cells = {name: [table.rows[n][name] for n in known] for name in table.rows[0]}
+        columns = tuple(table_columns.column(name, own, _drop(name)) for name, own in cells.items())
         encoded = np.array([_encoded(columns, row) for row in table.rows])
         strength = _strength(encoded[known], wanted[known])
         temperature = _temperature(encoded[known], wanted[known], strength)
@@ -267,19 +215,6 @@ class _Fitted:
 
     def score(self, weight: Values, bias: Values) -> TableScore:
         return _score(softmax(self.encoded[self.held] @ weight.T + bias, axis=1), self.wanted[self.held])
-
-
-def _column(name: str, values: Sequence[float | str | None]) -> Column:
-    found = [value for value in values if value is not None]
-    numbers = [value for value in found if not isinstance(value, str)]
-    if len(numbers) == len(found) and numbers:
-        array = np.array(numbers)
-        return Column(name, float(array.mean()), float(array.std()) or 1.0, float(array.min()), float(array.max()))
-    categories = tuple(sorted({str(value) for value in found}))
-    if not 1 <= len(categories) <= MOST_CATEGORIES:
-        problem = f"has {len(categories)} different words" if categories else "is empty"
-        raise ConfigurationError(f"column {name!r} {problem}; leave it out with --drop {name!r}")
-    return Column(name, categories=categories)
 
 
 def _encoded(columns: Sequence[Column], row: Row) -> list[float]:
@@ -362,6 +297,8 @@ def main() -> None:
         parser.error("--csv and --label go together")
     if asked.drop and not asked.csv:
         parser.error("--drop is for --csv")
+    if asked.csv:
+        say(f"train_tabular --csv goes away: argosy train RECIPE, kind = {_KIND!r} (docs/training.md)", err=True)
     table = read_csv(asked.csv, asked.label, drop=asked.drop) if asked.csv else TABLES[asked.data]()
     for sentence in doubtful(table) if asked.csv else ():
         say(f"{asked.csv}: {sentence}", err=True)

@@ -70,16 +70,16 @@ class AudioModel(FolderModel[AudioClassification]):
 
     @cached_property
     def revision(self) -> str:
-        _ = self._extractor
+        _ = self.extractor
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Decode a recording. The row is ``sound``, samples or a spectrum."""
-        samples = decoded(content, self._extractor.rate, self.options.max_audio_s)
-        if isinstance(self._extractor, Raw):
+        samples = decoded(content, self.extractor.rate, self.options.max_audio_s)
+        if isinstance(self.extractor, Raw):
             waves.check_length(len(samples), self.checkpoint.config)
-        arrays = {"sound": self._extractor(samples)}
-        size = waves.cost(len(samples), self._extractor.rate) if isinstance(self._extractor, Raw) else _SPECTRUM_COST
+        arrays = {"sound": self.extractor(samples)}
+        size = waves.cost(len(samples), self.extractor.rate) if isinstance(self.extractor, Raw) else _SPECTRUM_COST
         return Prepared(arrays, size, digest(arrays), aside=dict.fromkeys(params))
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
@@ -95,13 +95,13 @@ class AudioModel(FolderModel[AudioClassification]):
         return AudioClassification(task, checkpoint, self.options)
 
     @cached_property
-    def _extractor(self) -> features.Extractor:
+    def extractor(self) -> features.Extractor:
         return features.extractor(self.checkpoint)
 
     # --- in the device process ---
 
     def load(self, device: str) -> None:
-        features.check(self._extractor, self.spec.folder, self.where)
+        features.check(self.extractor, self.spec.folder, self.where)
         super().load(device)
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
@@ -127,7 +127,7 @@ class AudioModel(FolderModel[AudioClassification]):
         return {task: np.stack([found[task][int(row)] for row in rows]) for task, rows in wanted.items()}
 
     def _together(self, sounds: Sequence[Array]) -> list[list[int]]:
-        if not isinstance(self._extractor, Raw):
+        if not isinstance(self.extractor, Raw):
             return [list(range(len(sounds)))]
         lengths = [sound.shape[1] for sound in sounds]
         return waves.together(lengths, self.checkpoint.config, equal_lengths=self.equal_lengths)
@@ -136,7 +136,7 @@ class AudioModel(FolderModel[AudioClassification]):
         import torch
 
         dtype = self.networks.dtype
-        if isinstance(self._extractor, Raw):
+        if isinstance(self.extractor, Raw):
             return waves.tensors([sound[0] for sound in sounds], self._device, dtype)
-        whole = [self._extractor.filled(sound) for sound in sounds] if isinstance(self._extractor, LogMel) else sounds
-        return {self._extractor.name: torch.from_numpy(np.stack(whole)).to(self._device, dtype)}
+        whole = [self.extractor.filled(sound) for sound in sounds] if isinstance(self.extractor, LogMel) else sounds
+        return {self.extractor.name: torch.from_numpy(np.stack(whole)).to(self._device, dtype)}

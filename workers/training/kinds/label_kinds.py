@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from producers.wire.errors import InvalidInput
 from producers.wire.kinds.text import TextClassificationParams
 from workers.models.interface.model import Array
-from workers.training.kinds.labelled_kind import LabelledKind, Pair, listed, unknown_label
+from workers.training.kinds.labelled_kind import LabelledKind, NumberLabels, Pair, listed, unknown_label
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,7 @@ class TextLabels(LabelledKind):
     """The base of the three; all are served as text classification."""
 
     served = "text-classification"
-    heads = ("attention", "transformers")
+    heads: ClassVar[tuple[str, ...]] = ("attention", "transformers")
 
     #: transformers' name of the loss.
     problem: str
@@ -153,6 +152,7 @@ class MultiLabelKind(TextLabels):
         return {
             "micro_f1": f1(found),
             "exact": sum(given == wanted for given, wanted in found) / len(found),
+            "accuracy": 1 - sum(len(given ^ wanted) for given, wanted in found) / len(found) / len(self.labels),
         }
 
     def baseline(self, labels: Sequence[tuple[str, ...]], wanted: Sequence[tuple[str, ...]]) -> float:
@@ -162,20 +162,14 @@ class MultiLabelKind(TextLabels):
         return f1([(common, set(label)) for label in wanted])
 
 
-class RegressionKind(TextLabels):
+class RegressionKind(NumberLabels, TextLabels):
     """A number: the squared error, in units of the training labels' deviation."""
 
     metric = "r2"
     problem = "regression"
 
     def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if isinstance(value, bool) or not math.isfinite(number):
-            raise InvalidInput(where, f"is {value!r}, not a number", "write a number like 0.5, or leave the cell empty")
-        return number
+        return self.number(value, where)
 
     def learn(self, labels: Sequence[float]) -> None:
         self.labels = (self.name,)
@@ -184,19 +178,16 @@ class RegressionKind(TextLabels):
             problem = f"all training rows have {labels[0]}"
             raise InvalidInput(f"{self.where}.label", problem, "there must be several values")
 
-    def targets(self, label: float, aside: Any) -> Array:
-        return np.array([label], dtype=np.float32)
-
-    @property
-    def blank(self) -> Array:
-        return np.zeros(1, dtype=np.float32)
+    def answered(self, answer: Any) -> float:
+        """Return the number in a worker's answer."""
+        return float(answer[0]["score"])
 
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         squares: torch.Tensor = ((values[:, 0, 0] - targets) / self.units[0]) ** 2
         return squares
 
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
-        found, wanted = np.array([(answer[0]["score"], wanted) for answer, wanted in pairs]).T
+        found, wanted = np.array([(self.answered(answer), wanted) for answer, wanted in pairs]).T
         left, whole = float(((found - wanted) ** 2).sum()), float(((wanted - wanted.mean()) ** 2).sum())
         return {"r2": 1 - left / whole if whole else 0.0, "mae": float(np.abs(found - wanted).mean())}
 

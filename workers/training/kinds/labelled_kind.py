@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import msgspec
+import numpy as np
 
 from producers.wire.errors import InvalidInput
 from producers.wire.kinds import KINDS, Kind
@@ -44,21 +47,18 @@ class TaskSettings(Protocol):
 class LabelledKind(ABC):
     """A task of a kind. Subclasses read labels and compute loss and metric; input and answer are the worker's own."""
 
-    #: The weights of the backbone that learn, unless the recipe says so.
-    sharing: ClassVar[Literal["full", "lora"]] = "full"
-
     #: The form of the inputs: all tasks of a recipe share a backbone, and so a form.
     modality: ClassVar[str] = "text"
 
     #: The kind of the served task.
     served: ClassVar[str]
 
-    #: The columns of input and label, unless the recipe names others.
+    #: The settings of the recipe's table `train` that have other defaults for this form of input.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    #: The columns of input and label, unless the recipe names others. Without any, the columns are those of the rows.
     input_columns: ClassVar[tuple[str, ...]] = ("text",)
     label_column: ClassVar[str] = "label"
-
-    #: Whether the backbone itself writes the answers, so that there is no head beside it.
-    writes: ClassVar[bool] = False
 
     #: The name of the metric that chooses the best weights, higher being better.
     metric: ClassVar[str]
@@ -79,7 +79,7 @@ class LabelledKind(ABC):
         """`where` is the recipe's table. Raises InvalidInput for settings that the kind has not."""
         self.name, self.table, self.where = name, table, where
         given = (table.input,) if isinstance(table.input, str) else table.input
-        if given and len(given) != len(self.input_columns):
+        if given and self.input_columns and len(given) != len(self.input_columns):
             problem = f"must name {len(self.input_columns)} columns, for {' and '.join(self.input_columns)}"
             raise InvalidInput(f"{where}.input", problem)
         self.columns = given or self.input_columns
@@ -107,6 +107,14 @@ class LabelledKind(ABC):
         """The served model's options that have a value for each task, with this task's."""
         return {}
 
+    def identity(self, cell: Any) -> str:
+        """Return a text that is equal for equal inputs: rows of equal inputs stay in the same part."""
+        return str(cell)
+
+    def located(self, row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+        """Return a row whose paths do not count from the `folder` of its file any more."""
+        return row
+
     def content(self, row: Mapping[str, Any], origin: str) -> Any:
         """Return a row's input, as a worker gets it. Raises InvalidInput."""
         return self._text(row, self.columns[0], origin)
@@ -121,6 +129,9 @@ class LabelledKind(ABC):
     @abstractmethod
     def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> Any:
         """Return the label in a cell. Raises InvalidInput beginning with `where`."""
+
+    def choose(self, columns: Collection[str]) -> None:  # noqa: B027 - as below
+        """Choose the input's columns among those of the training rows that are no task's label. Raises InvalidInput."""
 
     def learn(self, labels: Sequence[Any]) -> None:  # noqa: B027 - most kinds need nothing
         """Collect from the training rows' labels all that the network depends on. Raises InvalidInput."""
@@ -183,6 +194,27 @@ class LabelledKind(ABC):
     def baseline(self, labels: Sequence[Any], wanted: Sequence[Any]) -> float | None:
         """Return the metric of the best constant answer, known from the training labels, or None."""
         return None
+
+
+class NumberLabels(LabelledKind):
+    """The base of kinds whose label is a number."""
+
+    def number(self, value: Any, where: str) -> float:
+        """Return a cell's number. Raises InvalidInput."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, bool) or not math.isfinite(number):
+            raise InvalidInput(where, f"is {value!r}, not a number", "write a number like 0.5, or leave the cell empty")
+        return number
+
+    def targets(self, label: float, aside: Any) -> Array:
+        return np.array([label], dtype=np.float32)
+
+    @property
+    def blank(self) -> Array:
+        return np.zeros(1, dtype=np.float32)
 
 
 def listed(value: Any, where: str) -> list[Any]:

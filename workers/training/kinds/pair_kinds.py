@@ -11,7 +11,7 @@ from producers.wire.errors import InvalidInput
 from producers.wire.kinds.text import SentenceSimilarityParams
 from producers.wire.messages import SentencesInput
 from workers.models.interface.model import Array
-from workers.training.kinds.labelled_kind import LabelledKind, Pair, listed
+from workers.training.kinds.labelled_kind import LabelledKind, NumberLabels, Pair, listed
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SCALE = 20.0
 
 
-class SimilarityKind(LabelledKind):
+class SimilarityKind(NumberLabels):
     """How alike two texts are, -1 to 1: the squared error of the cosine of their vectors."""
 
     served = "sentence-similarity"
@@ -39,23 +39,11 @@ class SimilarityKind(LabelledKind):
         return SentencesInput(first, (second,))
 
     def read_label(self, value: Any, row: Mapping[str, Any], where: str) -> float:
-        try:
-            number = float(value) / self.table.scale
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(
-                where, f"is {value!r}, not a number", "write a number, or leave the cell empty"
-            ) from error
+        number = self.number(value, where) / self.table.scale
         if not -1 <= number <= 1:
             remedy = f"divide by the largest label: {self.where}.scale = 5"
             raise InvalidInput(where, f"is {number:g} after the division by {self.table.scale:g}, not -1 to 1", remedy)
         return number
-
-    def targets(self, label: float, aside: Any) -> Array:
-        return np.array([label], dtype=np.float32)
-
-    @property
-    def blank(self) -> Array:
-        return np.zeros(1, dtype=np.float32)
 
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional

@@ -24,7 +24,10 @@ STEP = "step"
 
 
 class Backbone(nn.Module):
-    """The backbone that all tasks share. A frozen one has no dropout and no gradients."""
+    """The backbone that all tasks share. A frozen one has no dropout and no gradients.
+
+    Norms of a batch keep the backbone's statistics: a row's loss must not depend on the other rows of its pass.
+    """
 
     #: Whether it is a model that writes, with its output layer.
     writes = False
@@ -35,7 +38,11 @@ class Backbone(nn.Module):
         self.frozen = frozen
 
     def train(self, mode: bool = True) -> Self:
-        return super().train(mode and not self.frozen)
+        super().train(mode and not self.frozen)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all of them
+                module.eval()
+        return self
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workers.training.kinds import label_kinds, pair_kinds, span_kinds, written_kinds
+from workers.training.kinds import label_kinds, measured_kinds, media_kinds, pair_kinds, span_kinds, written_kinds
 from workers.training.kinds.labelled_kind import LabelledKind
 
 TRAINED: Mapping[str, type[LabelledKind]] = {
@@ -17,4 +17,11 @@ TRAINED: Mapping[str, type[LabelledKind]] = {
     "ranking": pair_kinds.RankingKind,
     "text-to-text": written_kinds.TextToTextKind,
     "dialogue": written_kinds.DialogueKind,
+    "tabular-classification": measured_kinds.TabularClassificationKind,
+    "tabular-multi-label": measured_kinds.TabularMultiLabelKind,
+    "tabular-regression": measured_kinds.TabularRegressionKind,
+    "time-series-classification": measured_kinds.SeriesClassificationKind,
+    "image-classification": media_kinds.ImageClassificationKind,
+    "video-classification": media_kinds.VideoClassificationKind,
+    "audio-classification": media_kinds.AudioClassificationKind,
 }

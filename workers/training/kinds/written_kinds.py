@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,6 @@ NONE = -100
 
 class WrittenKind(LabelledKind):
     """The base of both. A row's targets are its label's tokens, and the loss is a mean over the tokens of a step."""
-
-    writes = True
 
     #: The most and the least tokens of a label, once the rows are read.
     lengths: tuple[int, int] = (0, 0)
@@ -102,7 +100,7 @@ class DialogueKind(WrittenKind):
     input_columns = ("messages",)
     label_column = "messages"
     metric = "token_accuracy"
-    sharing = "lora"
+    defaults: ClassVar[Mapping[str, Any]] = {"sharing": "lora"}
 
     def __init__(self, name: str, table: Any, where: str) -> None:
         super().__init__(name, table, where)
@@ -141,7 +139,8 @@ def _message(given: Any, where: str) -> DialogueMessage:
     content = given.get("content")
     if isinstance(content, list):  # OpenAI's parts
         texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        content = "".join(texts) if len(texts) == len(content) and all(isinstance(t, str) for t in texts) else None
+        written = [text for text in texts if isinstance(text, str)]
+        content = "".join(written) if len(written) == len(content) else None
     if not isinstance(content, str) or (role == "assistant" and not content.strip()):
         raise InvalidInput(f"{where}.content", "is empty or no text", form)
     weight = given.get("weight", 1)

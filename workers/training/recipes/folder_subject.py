@@ -30,9 +30,6 @@ from workers.training.recipes.recipe_file import TrainTable
 from workers.training.recipes.stored_rows import StoredRows
 from workers.training.splits.layouts import NetworkShape
 
-#: The folder of the rows' files.
-_ROWS = "rows"
-
 _MOST_NAMED = 10
 
 #: A task's number, the worker's answer, and the label.
@@ -63,6 +60,24 @@ class TrainedFolder(TrainingSubject):
     #: transformers' class of the backbone.
     auto: ClassVar[str] = "AutoModel"
 
+    #: The settings of the recipe's table `train` that only some forms of input have, and this form has.
+    settings: ClassVar[tuple[str, ...]] = ("backbone", "sharing", "lora_rank", "max_tokens")
+
+    #: The tasks of the network.
+    task_network: ClassVar[type[TaskNetwork]] = TaskNetwork
+
+    #: The backbone of a recipe without one, if there is one.
+    usual_backbone: ClassVar[str] = "text"
+
+    #: Whether the backbone itself writes the answers.
+    writes: ClassVar[bool] = False
+
+    #: Whether the network begins with a backbone's weights.
+    has_backbone: ClassVar[bool] = True
+
+    #: The class of the served model, unless its tasks' kinds choose it.
+    served_class: ClassVar[str] = ""
+
     def __init__(
         self, backbone: Path, out: Path, train: TrainTable, tasks: Sequence[LabelledKind], rows: Mapping[Part, Any]
     ) -> None:
@@ -70,14 +85,19 @@ class TrainedFolder(TrainingSubject):
 
         Raises BadRows for a row that the worker would refuse.
         """
-        checkpoint = Checkpoint(backbone, "train.backbone")
-        checkpoint.check_weights()
         self.backbone, self.out, self.train, self.kinds = backbone, out, train, tasks
-        self.check_backbone(checkpoint)
-        served_folder.write_settings(out, backbone, tasks)
+        self.begin(rows)
+        folder = out / served_folder.ROWS
         self.parts: Mapping[Part, StoredRows] = {
-            part: stored_rows.write(out / _ROWS / f"{part}.arrow", own, self._sizes(own)) for part, own in rows.items()
+            part: stored_rows.write(folder / f"{part}.arrow", own, self._sizes(own)) for part, own in rows.items()
         }
+
+    def begin(self, rows: Mapping[Part, Sequence[LabelledRow]]) -> None:
+        """Write the folder without weights. Raises ConfigurationError for a backbone that these kinds do not train."""
+        checkpoint = Checkpoint(self.backbone, "train.backbone")
+        checkpoint.check_weights()
+        self.check_backbone(checkpoint)
+        served_folder.write_settings(self.out, self.backbone, self.kinds)
 
     def check_backbone(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigurationError for a backbone that these kinds do not train."""
@@ -140,11 +160,10 @@ class TrainedFolder(TrainingSubject):
         found: list[Judged] = []
         for number, (kind, values) in enumerate(zip(self.kinds, network.values(batch), strict=True)):
             outputs, start = values.flatten(0, 1).cpu().numpy(), 0
-            head = self.model.heads[kind.name]
             for row in rows:
                 if kind.name in row.labels:
                     end = start + row.inputs[kind.name]
-                    answer = head.finish(outputs[start:end], kind.params, row.asides[kind.name])
+                    answer = self.answer(kind, outputs[start:end], row.asides[kind.name])
                     found.append((number, answer, row.labels[kind.name]))
                     start = end
         return found
@@ -163,10 +182,14 @@ class TrainedFolder(TrainingSubject):
 
     # --- the network ---
 
+    @classmethod
+    def shape_of(cls, backbone: Path, train: TrainTable) -> NetworkShape:
+        """Return the facts by which a split is refused."""
+        return NetworkShape.of(backbone, train.sharing, writes=cls.writes)
+
     @property
     def shape(self) -> NetworkShape:
-        writes = any(kind.writes for kind in self.kinds)
-        return NetworkShape.of(self.backbone, self.train.sharing or "full", writes=writes)
+        return self.shape_of(self.backbone, self.train)
 
     def build(self, recipe: Recipe) -> SharedNetwork:
         with loading(self.backbone, "train.backbone"):
@@ -208,7 +231,7 @@ class TrainedFolder(TrainingSubject):
     def network(self, backbone: Any, modules: Mapping[str, Any], recipe: Recipe) -> SharedNetwork:
         """Return the network of a backbone and of the tasks' modules."""
         encoder = Backbone(backbone, frozen=self.train.sharing == "frozen")
-        tasks = [TaskNetwork(kind, self.model.heads[kind.name], modules[kind.name]) for kind in self.kinds]
+        tasks = [self.task_network(kind, self.model.heads[kind.name], modules[kind.name]) for kind in self.kinds]
         return SharedNetwork(encoder, tasks, recipe.weights)
 
     def complete(self, backbone: Any, missing: Sequence[str]) -> None:
@@ -243,6 +266,17 @@ class TrainedFolder(TrainingSubject):
             if parameter.grad is None:
                 parameter.requires_grad_(False)
         network.zero_grad()
+
+    def answer(self, kind: LabelledKind, outputs: Array, aside: Any) -> Any:
+        """Return the worker's answer for a row, by the values of its inputs `(inputs, …)`."""
+        return self.model.heads[kind.name].finish(outputs, kind.params, aside)
+
+    def calibrate(self, network: SharedNetwork) -> None:
+        """Change the best weights before they are judged and written."""
+
+    def write(self, network: SharedNetwork) -> None:
+        """Write a trained network's weights for the worker."""
+        served_folder.write_weights(self.out, self.merged(network), network.tasks)
 
     def merged(self, network: SharedNetwork) -> Any:
         """Return the trained backbone without adapters, and turn heads of transformers into the labels' units."""

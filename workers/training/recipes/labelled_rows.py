@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -92,6 +93,7 @@ def read(recipe: RecipeFile) -> LabelledRows:
     reader = _Reader(recipe, tasks_of(recipe))
     data = recipe.data
     train = reader.read(data.train, "data.train")
+    reader.choose()
     validation, test = (reader.read(files, f"data.{part}") for part, files in _given(recipe))
     reader.raise_bad()
     if not train:
@@ -110,6 +112,13 @@ def read(recipe: RecipeFile) -> LabelledRows:
     return LabelledRows(reader.tasks, train, validation, test, reader.unlabelled)
 
 
+def plain_rows(
+    paths: Sequence[str], form: str | None = None, modality: str = "text"
+) -> Iterable[tuple[str, Mapping[str, Any] | InvalidInput]]:
+    """Return every row's origin and columns; an unreadable row is its error. Raises InvalidInput for a whole file."""
+    return Source(paths, modality, format=form).plain_rows() if paths else ()
+
+
 def _given(recipe: RecipeFile) -> Iterable[tuple[str, str | tuple[str, ...]]]:
     return (("validation", recipe.data.validation), ("test", recipe.data.test))
 
@@ -121,6 +130,7 @@ class _Reader:
     recipe: RecipeFile
     tasks: Mapping[str, LabelledKind]
     unlabelled: int = 0
+    columns: dict[str, None] = field(default_factory=dict)
     _bad: list[InvalidInput] = field(default_factory=list)
     _more: int = 0
 
@@ -128,14 +138,15 @@ class _Reader:
         """Return a part's rows that have labels."""
         paths = self.recipe.files(files)
         found: list[LabelledRow] = []
-        columns: set[str] = set()
-        source = Source(paths, "text", format=self.recipe.data.format)
+        columns: dict[str, None] = {}
         try:
-            for origin, row in source.plain_rows() if paths else ():
-                if isinstance(row, InvalidInput):
-                    self._note(row)
+            form = next(iter(self.tasks.values())).modality
+            for origin, found_row in plain_rows(paths, self.recipe.data.format, form):
+                if isinstance(found_row, InvalidInput):
+                    self._note(found_row)
                     continue
-                columns.update(row)
+                row = self._located(found_row, origin)
+                columns.update(dict.fromkeys(row))
                 labels = self._labels(row, origin)
                 self.unlabelled += not labels
                 if labels:
@@ -147,7 +158,28 @@ class _Reader:
                 there = ", ".join(sorted(columns)) or "none"
                 problem = f"no row of {setting} has a column {task.label_from!r}; columns there: {there}"
                 raise self.recipe.wrong(f"tasks.{name}.label", problem)
+        self.columns = self.columns or columns
         return found
+
+    def _located(self, row: Mapping[str, Any], origin: str) -> Mapping[str, Any]:
+        folder = Path(origin.rpartition(":")[0]).parent
+        for task in self.tasks.values():
+            row = task.located(row, folder)
+        return row
+
+    def choose(self) -> None:
+        """Let the tasks choose their inputs among the columns of the rows that were read."""
+        drop = self.recipe.data.drop
+        if unknown := [name for name in drop if name not in self.columns]:
+            raise self.recipe.wrong("data.drop", f"no training row has a column {unknown[0]!r}")
+        for name, task in self.tasks.items():
+            if drop and (task.input_columns or self.recipe.tasks[name].input):
+                raise self.recipe.wrong("data.drop", f"tasks.{name} has its input columns by name; take it out")
+            left_out = {*drop, *(own.label_from for own in self.tasks.values())}
+            try:
+                task.choose([column for column in self.columns if column not in left_out])
+            except InvalidInput as error:
+                raise ConfigurationError(str(error)) from error
 
     def _labels(self, row: Mapping[str, Any], origin: str) -> dict[str, Any]:
         labels = {}
@@ -198,9 +230,9 @@ def _parted(
     A row stays if no other row has its label.
     """
     groups: dict[bytes, list[LabelledRow]] = defaultdict(list)
-    inputs = sorted({column for task in tasks.values() for column in task.columns})
+    inputs = {column: task.identity for task in tasks.values() for column in task.columns}
     for row in rows:
-        told = msgspec.json.encode([seed, [str(row.columns.get(column)) for column in inputs]])
+        told = msgspec.json.encode([seed, [inputs[column](row.columns.get(column)) for column in sorted(inputs)]])
         groups[hashlib.blake2b(told, digest_size=8).digest()].append(row)
     left = _names(rows, tasks)
     taken: set[int] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -27,8 +27,8 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `backbone` is a source as in ``fleet.toml``, or the name of a model of ``builtin.toml``. `out` is the folder of the
     result, by default the recipe's name; `name` is the model's name in its ``fleet.toml``. `sharing` says which weights
-    of the backbone learn: all, matrices of low rank beside them (LoRA, of rank `lora_rank`), or none; by default the
-    tasks' kinds say so.
+    of the backbone learn: all, matrices of low rank beside them (LoRA, of rank `lora_rank`), or none. Rows and series
+    have no backbone, but `hidden`, the widths of the layers that the tasks share.
 
     `epochs` count the training rows, and `steps` take their place. `rows` are those of a step; `accumulate` cuts a step
     into so many passes. `compression` is of the gradients that several processes exchange. `weights` are the shares of
@@ -38,9 +38,10 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
 
     backbone: str | dict[str, Any] = "text"
+    hidden: tuple[Annotated[int, msgspec.Meta(ge=1)], ...] | None = None
     out: str = ""
     name: str = ""
-    sharing: Sharing | None = None
+    sharing: Sharing = "full"
     lora_rank: int = 8
     epochs: float = 3.0
     steps: int = 0
@@ -79,7 +80,8 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class DataTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The labelled files: paths or patterns, which count from the recipe's folder.
 
-    Without `validation` or `test`, a share of the training rows takes its place.
+    Without `validation` or `test`, a share of the training rows takes its place. `drop` names columns of a table that
+    are neither inputs nor labels.
     """
 
     train: str | tuple[str, ...]
@@ -87,6 +89,7 @@ class DataTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     test: str | tuple[str, ...] = ()
     validation_share: float = 0.1
     test_share: float = 0.1
+    drop: tuple[str, ...] = ()
     format: str | None = None
 
     def __post_init__(self) -> None:
@@ -109,7 +112,7 @@ class TaskTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     input: str | tuple[str, ...] = ()
     label: str = ""
     labels: tuple[str, ...] = ()
-    head: Literal["", "attention", "transformers"] = ""
+    head: Literal["", "attention", "transformers", "linear"] = ""
     fusion: tuple[str, ...] = ()
     scale: float = 1.0
     negatives: str | int = 4
@@ -165,15 +168,17 @@ def load(path: Path) -> RecipeFile:
         raise ConfigurationError(f'{path}: data: is missing; name the labelled rows: [data] train = "rows.csv"')
     tasks = typed(raw.get("tasks", {}), dict[str, Any], f"{path}: tasks")
     tables = {name: typed(table, TaskTable, f"{path}: tasks.{name}") for name, table in tasks.items()}
-    train = typed(raw.get("train", {}), TrainTable, f"{path}: train")
+    usual = next((TRAINED[table.kind].defaults for table in tables.values() if table.kind in TRAINED), {})
+    recipe = RecipeFile(
+        path=path,
+        train=typed({**usual, **raw.get("train", {})}, TrainTable, f"{path}: train"),
+        data=typed(raw["data"], DataTable, f"{path}: data"),
+        tasks=tables,
+    )
     kinds = [TRAINED[table.kind] for table in tables.values() if table.kind in TRAINED]
-    if train.sharing is None:
-        sharing = next((kind.sharing for kind in kinds), "full")
-        train = msgspec.structs.replace(train, sharing=sharing)
-    if train.sharing == "frozen" and kinds and not any(kind.heads for kind in kinds):
+    if recipe.train.sharing == "frozen" and kinds and not any(kind.heads for kind in kinds):
         problem = "trains nothing, since no task has a head beside the backbone"
         raise ConfigurationError(f'{path}: train.sharing: "frozen" {problem}; use "full" or "lora"')
-    recipe = RecipeFile(path=path, train=train, data=typed(raw["data"], DataTable, f"{path}: data"), tasks=tables)
     _check(recipe)
     return recipe
 

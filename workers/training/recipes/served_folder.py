@@ -34,6 +34,9 @@ _GENERATION = "generation_config.json"
 #: The most tokens that a worker writes, unless the model's options have more.
 _MOST_UNASKED = 256
 
+#: The folder of the rows' files.
+ROWS = "rows"
+
 #: Files of a backbone's folder that hold its weights, other weights, or the weights of other runtimes.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx")
 _OTHER = ("adapter_*", "onnx", "openvino", ".git", ".cache")
@@ -145,10 +148,10 @@ def in_units(module: nn.Module, scale: float, shift: float) -> None:
         last.bias.mul_(scale).add_(shift)
 
 
-def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) -> Path:
-    """Write ``fleet.toml``, by which the folder is served from any place."""
+def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind], class_: str = "") -> Path:
+    """Write ``fleet.toml``, by which the folder is served from any place, by a `class_` that has all in one file."""
     name = recipe.name
-    options = _options(Path(HEADS), tasks, recipe.train.max_tokens)
+    options = _options(Path(HEADS), [] if class_ else tasks, recipe.train.max_tokens)
     written = {option: value if isinstance(value, int) else _inline(value) for option, value in options.items()}
     lines = [
         "# Made by `argosy train`. Serve it: ARGOSY_FLEET=this file argosy up",
@@ -157,6 +160,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
         f"models = [{json.dumps(name)}]",
         "",
         f"[models.{json.dumps(name)}]",
+        *([f"class = {json.dumps(class_)}"] if class_ else []),
         f"source = {{ path = {json.dumps(BACKBONE)} }}",
         "",
         f"[models.{json.dumps(name)}.options]",

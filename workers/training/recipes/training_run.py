@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,14 +26,15 @@ from workers.training.loop.processes import Process
 from workers.training.loop.recipe import Recipe, Split
 from workers.training.loop.trainer import LogLine, Work
 from workers.training.loop.training_subject import Part
-from workers.training.recipes import curves, labelled_rows, served_folder
+from workers.training.recipes import curves, labelled_rows, served_folder, table_columns
 from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
+from workers.training.recipes.measured_subjects import TrainedSeries, TrainedTable
+from workers.training.recipes.media_subjects import TrainedClips, TrainedImages, TrainedRecordings
 from workers.training.recipes.recipe_file import RecipeFile
 from workers.training.recipes.text_subject import TrainedTexts
 from workers.training.recipes.written_subjects import TrainedDialogues, TrainedTextToText
 from workers.training.splits import layouts
-from workers.training.splits.layouts import NetworkShape
 from workers.training.training_batches import by_size
 
 CARD, COMPARED = "card.json", "compare"
@@ -46,7 +47,16 @@ SUBJECTS: Mapping[str, type[TrainedFolder]] = {
     "text": TrainedTexts,
     "text to text": TrainedTextToText,
     "dialogue": TrainedDialogues,
+    "row": TrainedTable,
+    "series": TrainedSeries,
+    "image": TrainedImages,
+    "video": TrainedClips,
+    "audio": TrainedRecordings,
 }
+
+#: The settings of the table `train` that only some forms of input have.
+_OF_SOME_FORMS = ("backbone", "sharing", "lora_rank", "max_tokens", "hidden")
+_NO_BACKBONE = Pulled(Path(), "")
 _ALONE = Process()
 
 #: Called with each step and the number of all steps.
@@ -98,10 +108,20 @@ class RecipeTraining:
 def prepare(recipe: RecipeFile, *, resume: bool, process: Process = _ALONE, split: Split = "rows") -> RecipeTraining:
     """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
     served_folder.check_free(recipe, resume=resume)
-    backbone, writes = _backbone(recipe), any(task.writes for task in labelled_rows.tasks_of(recipe).values())
-    shape = NetworkShape.of(backbone.folder, recipe.train.sharing or "full", writes=writes)
+    subject = _subject(labelled_rows.tasks_of(recipe).values())
+    _check_settings(recipe, subject)
+    backbone = _backbone(recipe) if subject.has_backbone else _NO_BACKBONE
+    shape = subject.shape_of(backbone.folder, recipe.train)
     layouts.check(split, process.count, shape, recipe.train.compression)
     return RecipeTraining(recipe, labelled_rows.read(recipe), backbone, recipe.out, process, split)
+
+
+def doubts(training: RecipeTraining) -> Iterator[str]:
+    """Yield a sentence for each input column of a table that may not be what it seems."""
+    if _subject(training.tasks) is TrainedTable:
+        for name in training.tasks[0].columns:
+            cells = [row.columns.get(name) for row in training.rows.train]
+            yield from table_columns.doubts(name, cells, "leave it out: data.drop")
 
 
 def follow(process: Process) -> None:
@@ -129,9 +149,10 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
     curves.draw(training.out, log, {task.name: task.metric for task in training.tasks})
     network = subject.build(recipe)
     training_checkpoint.load_best(training.out, network)
+    subject.calibrate(network)
     scores = subject.all_scores(list(answers(subject, network.to(device), device)))
-    served_folder.write_weights(training.out, subject.merged(network.cpu()), network.tasks)
-    served_folder.write_fleet(training.recipe, training.out, training.tasks)
+    subject.write(network.cpu())
+    served_folder.write_fleet(training.recipe, training.out, training.tasks, subject.served_class)
     card = TrainingCard(
         backbone=training.backbone.revision,
         best_step=training_checkpoint.best_step(training.out),
@@ -150,7 +171,8 @@ def compare(training: RecipeTraining, card: TrainingCard, show: Callable[[str], 
     for task in training.tasks:
         alone = run(_alone(training, task.name), show(f"{task.name} alone"))
         tasks[task.name] = msgspec.structs.replace(tasks[task.name], alone=main(alone.tasks[task.name]))
-    if training.recipe.train.sharing != "frozen" and any(task.head for task in training.tasks):
+    has_heads = any(task.head for task in training.tasks) and _subject(training.tasks).has_backbone
+    if training.recipe.train.sharing != "frozen" and has_heads:
         frozen = run(_frozen(training), show("frozen backbone"))
         for name, own in frozen.tasks.items():
             tasks[name] = msgspec.structs.replace(tasks[name], frozen=main(own))
@@ -201,9 +223,23 @@ def _backbone(recipe: RecipeFile) -> Pulled:
 
 def subject_of(training: RecipeTraining) -> TrainedFolder:
     """Return the subject of a training, by the form of its tasks' inputs."""
-    modality = next(iter(training.tasks)).modality
     rows = _parts(training.rows)
-    return SUBJECTS[modality](training.backbone.folder, training.out, training.recipe.train, training.tasks, rows)
+    subject = _subject(training.tasks)
+    return subject(training.backbone.folder, training.out, training.recipe.train, training.tasks, rows)
+
+
+def _subject(tasks: Iterable[LabelledKind]) -> type[TrainedFolder]:
+    return SUBJECTS[next(iter(tasks)).modality]
+
+
+def _check_settings(recipe: RecipeFile, subject: type[TrainedFolder]) -> None:
+    """Raise ConfigurationError for a setting that the form of the inputs has not."""
+    usual = {one.name: one.default for one in msgspec.structs.fields(recipe.train)}
+    for name in _OF_SOME_FORMS:
+        if name not in subject.settings and getattr(recipe.train, name) != usual[name]:
+            raise recipe.wrong(f"train.{name}", "is of other kinds than these tasks; take it out")
+    if subject.has_backbone and not subject.usual_backbone and recipe.train.backbone == usual["backbone"]:
+        raise recipe.wrong("train.backbone", "is missing; name a folder of Hugging Face: { path = … } or { hub = … }")
 
 
 def loop_recipe(training: RecipeTraining) -> Recipe:

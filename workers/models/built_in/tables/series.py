@@ -1,6 +1,6 @@
 """Classify series of sensor values at equal intervals, of any length, with a small recurrent network.
 
-`workers.training.train_series` trains it and writes one safetensors file; the metadata hold the channels and labels.
+`argosy train` writes one safetensors file; the metadata hold the channels and the heads.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,11 +18,15 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import SeriesInput
 from workers.models.built_in.described_file import read_described
-from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared, digest
+from workers.models.built_in.tables import described_heads
+from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared, digest
 from workers.models.interface.options import Options
 
 FILE = "series.safetensors"
-FORMAT = "argosy-series/1"
+FORMAT = "argosy-series/2"
+
+#: The format of a model of one head, by `workers.training.train_series`.
+ONE_HEAD_FORMAT = "argosy-series/1"
 
 #: The share of a channel that may be missing; gaps are interpolated linearly.
 MOST_MISSING = 0.2
@@ -36,15 +41,24 @@ class SeriesChannel(msgspec.Struct, frozen=True):
 
 
 class SeriesDescription(msgspec.Struct, frozen=True):
-    """The metadata of a model's file. `steps` are the fewest and the most values of a channel."""
+    """The metadata of a model's file. `steps` are the fewest and the most values of a channel.
+
+    `labels` are those of a model of one head, which has no `heads`.
+    """
 
     channels: tuple[SeriesChannel, ...]
     labels: tuple[str, ...]
     steps: tuple[int, int]
+    heads: described_heads.Heads = {}
+
+    @property
+    def every(self) -> described_heads.Heads:
+        """The heads, by task."""
+        return self.heads or {described_heads.EVERY: described_heads.HeadDescription(self.labels)}
 
 
 class SeriesModel(Model):
-    """A model whose inputs are series (`producers.wire.messages.SeriesInput`). All its tasks give the same answer."""
+    """A model whose inputs are series (`producers.wire.messages.SeriesInput`). All its tasks share a pass."""
 
     options_class = Options
     default_cost = 16_384
@@ -52,13 +66,14 @@ class SeriesModel(Model):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._network: Any = None
+        self._modules: dict[str, Any] = {}
         self._device = "cpu"
 
     # --- in the parent process ---
 
     @property
     def revision(self) -> str:
-        _ = self.described  # report an unreadable file when the worker starts
+        described_heads.check(self.spec, self.described.every)  # when the worker starts
         return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
@@ -113,13 +128,9 @@ class SeriesModel(Model):
         whole = np.interp(places, places[~missing], array[~missing])
         return np.asarray((whole - channel.mean) / channel.scale)
 
-    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
-        """Return the best labels of probabilities `(labels,)`."""
-        best = np.argsort(-output, kind="stable")[: params.top_k]
-        return [
-            {"label": self.described.labels[place], "score": round(float(output[place]), SCORE_DIGITS)}
-            for place in best
-        ]
+    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
+        """Return the best labels of a head's values `(labels,)`."""
+        return described_heads.answer(task, self.described.every, output, params.top_k)
 
     def declared_schemas(self) -> dict[str, Any]:
         values = {"type": "array", "items": {"type": ["number", "null"]}}
@@ -133,20 +144,25 @@ class SeriesModel(Model):
         def decode(metadata: Mapping[str, str]) -> SeriesDescription:
             return msgspec.json.decode(metadata["described"], type=SeriesDescription)
 
-        return read_described(self.spec.folder / FILE, FORMAT, decode, where=f"models.{self.spec.name}: ")
+        forms = (FORMAT, ONE_HEAD_FORMAT)
+        return read_described(self.spec.folder / FILE, forms, decode, where=f"models.{self.spec.name}: ")
 
     # --- in the device process ---
 
     def load(self, device: str) -> None:
         from safetensors.torch import load_file
 
-        from workers.models.built_in.tables.series_network import SeriesNetwork
+        from workers.models.built_in.tables.series_network import SeriesReader
 
         self._device = device
         tensors = load_file(self.spec.folder / FILE)
-        network = SeriesNetwork.of_shape(tensors)
-        network.load_state_dict(tensors)
-        self._network = network.eval().to(device)
+        head = f"{described_heads.HEAD}{described_heads.EVERY}."
+        tensors = {
+            name.replace("out.", head) if name.startswith("out.") else name: own for name, own in tensors.items()
+        }
+        self._network = SeriesReader.of_tensors(tensors).eval().to(device)
+        heads = described_heads.load(tensors, self.described.every)
+        self._modules = {name: module.eval().to(device) for name, module in heads.items()}
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
@@ -154,16 +170,18 @@ class SeriesModel(Model):
         series = torch.from_numpy(arrays["series"].copy()).to(self._device)
         lengths = torch.from_numpy(arrays["lengths"].copy())
         with torch.inference_mode():
-            scores = self._network(series, lengths).softmax(-1).cpu().numpy()
-        return {task: scores[rows] for task, rows in wanted.items()}
+            return described_heads.run(self._modules, self._network(series, lengths), wanted)
 
 
-def save(network: Any, described: SeriesDescription, folder: Any, **about: object) -> None:
-    """Write a trained network and its metadata; `about` adds further fields."""
+def save(tensors: Mapping[str, Any], described: SeriesDescription, folder: Path, **about: object) -> None:
+    """Write tensors of torch with their description; `about` adds further fields."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": FORMAT, "described": msgspec.json.encode(described).decode()}
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, folder / FILE, metadata | {name: json.dumps(value) for name, value in about.items()})
+    metadata = {
+        "format": FORMAT if described.heads else ONE_HEAD_FORMAT,
+        "described": msgspec.json.encode(described).decode(),
+    }
+    own = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(own, folder / FILE, metadata | {name: json.dumps(value) for name, value in about.items()})
     (folder / FILE).chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user

@@ -1,6 +1,7 @@
-"""Classify table rows with a calibrated linear model, whose decisions split exactly into contributions of the columns.
+"""Models of table rows: labels or numbers, from layers that all tasks share.
 
-`workers.training.train_tabular` trains it and writes one safetensors file; the metadata hold the columns and labels.
+Without hidden layers, the decisions split exactly into contributions of the columns. `argosy train` writes one
+safetensors file; the metadata hold the columns and the heads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,11 +22,20 @@ from producers.wire.errors import InvalidInput
 from producers.wire.kinds.explanation import ColumnPart, Explanation
 from producers.wire.messages import RowInput
 from workers.models.built_in.described_file import read_described
+from workers.models.built_in.tables import described_heads
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
 from workers.models.interface.options import Options
 
 FILE = "tabular.safetensors"
-FORMAT = "argosy-tabular/1"
+FORMAT = "argosy-tabular/2"
+
+#: The format of a linear model of one head, by `workers.training.train_tabular`.
+LINEAR_FORMAT = "argosy-tabular/1"
+
+#: The name of the rows' mean in the training.
+AVERAGE = "average"
+
+_HIDDEN = "layers.0.weight"
 
 
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -49,6 +60,8 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
         if value is None:
             return [0.0] * self.width
         if self.categories:
+            if isinstance(value, bool):
+                value = str(value).lower()
             if value not in self.categories:
                 raise InvalidInput(
                     field, f"is {value!r}, unknown to the model", f"one of {', '.join(self.categories)}, or null"
@@ -66,8 +79,15 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
         return {"enum": [*self.categories, None]} if self.categories else {"type": ["number", "null"]}
 
 
+class RowDescription(msgspec.Struct, frozen=True):
+    """The metadata of a model's file."""
+
+    columns: tuple[Column, ...]
+    heads: described_heads.Heads
+
+
 class TabularModel(Model):
-    """A model of rows (`producers.wire.messages.RowInput`). All its tasks give the same answer, explained or not."""
+    """A model of rows (`producers.wire.messages.RowInput`). All its tasks share a pass."""
 
     options_class = Options
     default_cost = 4096
@@ -76,9 +96,15 @@ class TabularModel(Model):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._network: Any = None
+        self._modules: dict[str, Any] = {}
         self._device = "cpu"
 
     # --- in the parent process ---
+
+    @property
+    def revision(self) -> str:
+        described_heads.check(self.spec, self.described.heads)  # when the worker starts
+        return super().revision
 
     def prepare(self, content: Any, params: Mapping[str, msgspec.Struct]) -> Prepared:
         """Standardise a row. It must have exactly the columns of the training data; null is allowed."""
@@ -97,24 +123,38 @@ class TabularModel(Model):
             for part in column.encode(content.values[column.name], f"input.{column.name}")
         ]
         row = np.array(encoded, dtype=np.float32)
-        return Prepared({"row": row}, 1, hashlib.blake2b(row.tobytes(), digest_size=16).digest(), aside=content)
+        content_of = hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        return Prepared({"row": row}, 1, content_of, self._unexplained(params), aside=content)
 
-    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> list[dict[str, Any]]:
-        """Return the best labels of probabilities `(labels,)`, explained if `explain` is set."""
-        best = np.argsort(-output, kind="stable")[: params.top_k]
-        answers: list[dict[str, Any]] = []
-        for place in best:
-            answer: dict[str, Any] = {"label": self.labels[place], "score": round(float(output[place]), SCORE_DIGITS)}
-            if params.explain:
-                answer["explanation"] = self._explanation(int(place), prepared)
-            answers.append(answer)
-        return answers
+    def _unexplained(self, params: Mapping[str, msgspec.Struct]) -> dict[str, InvalidInput]:
+        """Return the refusals of tasks that are asked for an explanation which they do not have."""
+        if _HIDDEN not in self._tensors:
+            return {}
+        problem = "the model has hidden layers, whose decisions do not split into columns"
+        error = InvalidInput("params.explain", problem, "train it without `hidden`")
+        return {task: error for task, own in params.items() if getattr(own, "explain", False)}
 
-    def _explanation(self, label: int, prepared: Prepared) -> Explanation:
-        weights, bias = (self._tensors[name].astype(np.float64) for name in ("weight", "bias"))
-        slope = weights[label] - np.delete(weights, label, axis=0).mean(axis=0)
-        average = self._tensors["average"]
-        base = float(slope @ average + bias[label] - np.delete(bias, label).mean())
+    def finish(self, task: Task, output: Array, params: Any, prepared: Prepared) -> Any:
+        """Return the best labels of a head's values `(labels,)`, explained if `explain` is set, or a number."""
+        answer = described_heads.answer(task, self.described.heads, output, getattr(params, "top_k", None))
+        if getattr(params, "explain", False):
+            for one in answer:
+                one["explanation"] = self._explanation(task.name, one["label"], prepared)
+        return answer
+
+    def _explanation(self, task: str, name: str, prepared: Prepared) -> Explanation:
+        head = described_heads.of(task, self.described.heads)
+        prefix = described_heads.HEAD + (
+            described_heads.EVERY if described_heads.EVERY in self.described.heads else task
+        )
+        weights, bias = (self._tensors[f"{prefix}.{part}"].astype(np.float64) for part in ("weight", "bias"))
+        label = head.labels.index(name)
+        slope, average = weights[label], self._tensors[AVERAGE]
+        base = float(bias[label])
+        if head.function == "softmax":  # against the other labels' mean
+            slope = slope - np.delete(weights, label, axis=0).mean(axis=0)
+            base -= float(np.delete(bias, label).mean())
+        base += float(slope @ average)
         parts = slope * (prepared.arrays["row"] - average)
         return Explanation(
             method="linear",
@@ -137,41 +177,58 @@ class TabularModel(Model):
 
     @property
     def columns(self) -> Sequence[Column]:
-        return self._described[0]
-
-    @property
-    def labels(self) -> Sequence[str]:
-        return self._described[1]
+        return self.described.columns
 
     @cached_property
-    def _described(self) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-        def decode(metadata: Mapping[str, str]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-            columns = msgspec.json.decode(metadata["columns"], type=tuple[Column, ...])
-            return columns, tuple(json.loads(metadata["labels"]))
+    def described(self) -> RowDescription:
+        """The metadata of the model's file. Raises ConfigurationError."""
 
-        return read_described(self.spec.folder / FILE, FORMAT, decode, where=f"models.{self.spec.name}: ")
+        def decode(metadata: Mapping[str, str]) -> RowDescription:
+            if metadata["format"] == FORMAT:
+                return msgspec.json.decode(metadata["described"], type=RowDescription)
+            columns = msgspec.json.decode(metadata["columns"], type=tuple[Column, ...])
+            head = described_heads.HeadDescription(tuple(json.loads(metadata["labels"])))
+            return RowDescription(columns, {described_heads.EVERY: head})
+
+        return read_described(
+            self.spec.folder / FILE, (FORMAT, LINEAR_FORMAT), decode, where=f"models.{self.spec.name}: "
+        )
 
     @cached_property
     def _tensors(self) -> Arrays:
         from safetensors.numpy import load_file
 
-        return load_file(self.spec.folder / FILE)
+        prefix = f"{described_heads.HEAD}{described_heads.EVERY}."
+        tensors = load_file(self.spec.folder / FILE)
+        return {f"{prefix}{name}" if name in ("weight", "bias") else name: own for name, own in tensors.items()}
 
     # --- in the device process ---
 
     def load(self, device: str) -> None:
         import torch
 
+        from workers.models.built_in.tables.row_network import RowNetwork
+
         self._device = device
-        _ = self.columns  # report errors in the file before anything is loaded
-        weight, bias = self._tensors["weight"], self._tensors["bias"]
-        network = torch.nn.Linear(weight.shape[1], weight.shape[0])
-        network.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
-        self._network = network.eval().to(device)
+        columns = sum(column.width for column in self.columns)  # report errors in the file before anything is loaded
+        tensors = {name: torch.from_numpy(own) for name, own in self._tensors.items()}
+        self._network = RowNetwork.of_tensors(tensors, columns).eval().to(device)
+        heads = described_heads.load(tensors, self.described.heads)
+        self._modules = {name: head.eval().to(device) for name, head in heads.items()}
 
     def forward(self, arrays: Arrays, wanted: Mapping[str, Array]) -> Arrays:
         import torch
 
         with torch.inference_mode():
-            scores = self._network(torch.from_numpy(arrays["row"].copy()).to(self._device)).softmax(-1).cpu().numpy()
-        return {task: scores[rows] for task, rows in wanted.items()}
+            features = self._network(torch.from_numpy(arrays["row"].copy()).to(self._device))
+            return described_heads.run(self._modules, features, wanted)
+
+
+def save(tensors: Mapping[str, Any], described: RowDescription, folder: Path) -> None:
+    """Write tensors of torch with their description: `layers.N`, `heads/TASK`, and the rows' mean, `AVERAGE`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": FORMAT, "described": msgspec.json.encode(described).decode()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE, metadata)
+    (folder / FILE).chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user
