@@ -332,6 +332,6 @@ def test_a_model_learns_to_write(tmp_path: Path, maker: str, sharing: str) -> No
     path.write_text(path.read_text().replace("rate = 1e-3", "rate = 2e-2"))
     training, card = trained(path)
     [task] = card.tasks.values()
-    assert [*task.scores.values()][0] > 0.9, task.scores
+    assert next(iter(task.scores.values())) > 0.9, task.scores
     if maker != "llama":
         assert {answer["text"] for answer in answers(served(training), training, "turn")} == {"good film"}
