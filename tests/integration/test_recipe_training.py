@@ -148,6 +148,7 @@ def test_the_served_answers_are_those_of_the_training(folder: Path, tmp_path: Pa
     subject = training_run.subject_of(training)
     network = subject.build(card.recipe)
     joint_checkpoint.load_best(training.out, network)
+    training_run.settle(subject, network)
     expected: dict[int, list[Any]] = {}
     for number, answer, _ in (one for part in training_run.answers(subject, network) for one in part):
         expected.setdefault(number, []).append(answer)
