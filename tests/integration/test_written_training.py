@@ -78,6 +78,11 @@ def recipe(folder: Path, tasks: str, train: str, rows: list[dict[str, Any]], nam
 def backbone(folder: Path, maker: str) -> None:
     if maker == "t5":
         tiny_checkpoints.t5(folder / "backbone")
+    elif maker == "new t5":
+        # the others have large weights, by which T5, whose attention is not scaled, makes 0.005 of rounding in 12 steps
+        config = transformers.AutoConfig.from_pretrained(tiny_checkpoints.t5(folder / "backbone"))
+        torch.manual_seed(1)
+        transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "backbone")
     elif maker == "bart":
         tiny_checkpoints.bart(folder / "backbone", "BartForConditionalGeneration")
     else:
@@ -249,7 +254,7 @@ def test_the_impossible_is_refused(tmp_path: Path, maker: str, task: str, train:
 
 
 SPLITS = {
-    "t5": (TRANSLATE, "", ("rows", "states")),
+    "new t5": (TRANSLATE, "", ("rows", "states")),
     "bart": (TRANSLATE, "", ("rows", "layers", "states")),
     "llama": (CHAT, 'sharing = "full"\n', ("rows", "layers", "states", "stages")),
     "lora": (CHAT, "", ("rows", "states", "stages")),
@@ -279,7 +284,7 @@ def together(works: dict[str, Work], tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("together")
     each = [(name, split) for name, (*_, splits) in SPLITS.items() for split in splits]
     shared = [replace(works[name], out=out / f"{name}-{split}", split=split) for name, split in each]
-    shared.append(replace(works["t5"], out=out / "t5-accumulated", accumulate=3))
+    shared.append(replace(works["new t5"], out=out / "accumulated", accumulate=3))
     processes.run(one_by_one, shared, count=2, device="cpu")
     return out
 
@@ -306,7 +311,7 @@ def test_two_processes_come_to_what_one_comes_to(name: str, works: dict[str, Wor
 
 @pytest.mark.training
 def test_micro_batches_come_to_what_one_batch_comes_to(works: dict[str, Work], together: Path) -> None:
-    assert furthest(last(works["t5"].out), last(together / "t5-accumulated"))[0] < TOLERANCE
+    assert furthest(last(works["new t5"].out), last(together / "accumulated"))[0] < TOLERANCE
 
 
 @pytest.mark.training
