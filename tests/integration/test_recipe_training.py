@@ -148,6 +148,7 @@ def test_the_served_answers_are_those_of_the_training(folder: Path, tmp_path: Pa
     subject = training_run.subject_of(training)
     network = subject.build(card.recipe)
     training_checkpoint.load_best(training.out, network)
+    training_run.settle(subject, network)
     expected: dict[int, list[Any]] = {}
     for number, answer, _ in (one for part in training_run.answers(subject, network) for one in part):
         expected.setdefault(number, []).append(answer)
@@ -275,9 +276,14 @@ def test_a_killed_training_comes_to_the_same(folder: Path, tmp_path: Path) -> No
     """SIGKILL between two checkpoints: `--resume` takes the steps again, and the scores are those of a whole one."""
     train = "steps = 60\nevaluate_every = 10\ncheckpoint_every = 10"
     whole, killed = (recipe(folder, tmp_path / name, ALL_KINDS, train) for name in ("whole", "killed"))
+    assert_resumed(whole, killed)
+
+
+def assert_resumed(whole: Path, killed: Path) -> None:
+    """Kill the training of a recipe of 60 steps, let it go on, and compare it with an equal one."""
     command = [sys.executable, "-m", "producers.commands.main", "train", str(killed)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    log = tmp_path / "killed" / trainer.LOG
+    log = killed.with_suffix("") / trainer.LOG
     while process.poll() is None and (not log.is_file() or log.read_bytes().count(b"\n") < 25):
         signal.sigtimedwait([], 0.05)
     process.kill()
@@ -285,9 +291,9 @@ def test_a_killed_training_comes_to_the_same(folder: Path, tmp_path: Path) -> No
     assert 25 <= log.read_bytes().count(b"\n") < 60
     _, expected = trained(whole)
     _, card = trained(killed, resume=True)
-    assert [line.step for line in trainer.read_log(tmp_path / "killed")] == [*range(1, 61)]
+    assert [line.step for line in trainer.read_log(log.parent)] == [*range(1, 61)]
     assert_close([*_scores(card)], [*_scores(expected)])
-    best, again = (training_checkpoints.best(tmp_path / name) for name in ("whole", "killed"))
+    best, again = (training_checkpoints.best(path.with_suffix("")) for path in (whole, killed))
     for name, tensor in best.items():
         assert torch.allclose(tensor, again[name], atol=1e-6)
 

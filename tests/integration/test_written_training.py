@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,10 +16,13 @@ import transformers
 from producers.wire.errors import ConfigurationError
 from producers.wire.kinds.generation import TextGenerationParams
 from tests import tiny_checkpoints
-from tests.integration.test_recipe_training import answers, served, trained
+from tests.integration.test_recipe_training import answers, assert_resumed, served, trained
 from tests.serving import answered
+from tests.training_checkpoints import TOLERANCE, furthest, last
 from workers.training.kinds.written_kinds import NONE
-from workers.training.loop import training_checkpoint
+from workers.training.loop import processes, trainer, training_checkpoint
+from workers.training.loop.processes import Process
+from workers.training.loop.trainer import Work
 from workers.training.recipes import recipe_file, training_run
 from workers.training.recipes.labelled_rows import BadRows
 from workers.training.recipes.training_run import RecipeTraining, TrainingCard
@@ -73,6 +78,11 @@ def recipe(folder: Path, tasks: str, train: str, rows: list[dict[str, Any]], nam
 def backbone(folder: Path, maker: str) -> None:
     if maker == "t5":
         tiny_checkpoints.t5(folder / "backbone")
+    elif maker == "new t5":
+        # the others have large weights, by which T5, whose attention is not scaled, makes 0.005 of rounding in 12 steps
+        config = transformers.AutoConfig.from_pretrained(tiny_checkpoints.t5(folder / "backbone"))
+        torch.manual_seed(1)
+        transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "backbone")
     elif maker == "bart":
         tiny_checkpoints.bart(folder / "backbone", "BartForConditionalGeneration")
     else:
@@ -87,7 +97,7 @@ def judged(training: RecipeTraining, card: TrainingCard) -> tuple[Any, list[Any]
     return network, [answer for part in training_run.answers(subject, network) for _, answer, _ in part]
 
 
-@pytest.mark.parametrize("maker", ["t5", "bart"])
+@pytest.mark.parametrize("maker", ["t5", pytest.param("bart", marks=pytest.mark.training)])
 def test_a_text_to_text_is_served_as_it_was_trained(tmp_path: Path, maker: str) -> None:
     """The served answers are those of the trainer's model, and of transformers' own `generate`."""
     backbone(tmp_path, maker)
@@ -241,3 +251,92 @@ def test_the_impossible_is_refused(tmp_path: Path, maker: str, task: str, train:
     path = recipe(tmp_path, task, train, rows)
     with pytest.raises(ConfigurationError, match=message):
         trained(path)
+
+
+SPLITS = {
+    "new t5": (TRANSLATE, "", ("rows", "states")),
+    "bart": (TRANSLATE, "", ("rows", "layers", "states")),
+    "llama": (CHAT, 'sharing = "full"\n', ("rows", "layers", "states", "stages")),
+    "lora": (CHAT, "", ("rows", "states", "stages")),
+}
+
+
+@pytest.fixture(scope="module")
+def works(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Work]:
+    """Trainings by this very process, whose shares of a step have different numbers of tokens."""
+    found, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, (task, train, _) in SPLITS.items():
+        folder = tmp_path_factory.mktemp(name)
+        backbone(folder, "llama" if name == "lora" else name)
+        path = recipe(folder, task, train + TWELVE, texts_of("t5" if task is TRANSLATE else "llama")(100))
+        training = training_run.prepare(recipe_file.load(path), resume=False)
+        subject = training_run.subject_of(training)
+        found[name] = Work(corpus=subject, recipe=training_run.loop_recipe(training), out=training.out)
+        trainer.train(Process(), found[name])
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(works: dict[str, Work], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same trainings by two processes."""
+    out = tmp_path_factory.mktemp("together")
+    each = [(name, split) for name, (*_, splits) in SPLITS.items() for split in splits]
+    shared = [replace(works[name], out=out / f"{name}-{split}", split=split) for name, split in each]
+    shared.append(replace(works["new t5"], out=out / "accumulated", accumulate=3))
+    processes.run(one_by_one, shared, count=2, device="cpu")
+    return out
+
+
+def one_by_one(process: Process, works: Sequence[Work]) -> None:
+    """In one group, as starting processes takes longer than these trainings."""
+    for work in works:
+        trainer.train(process, work)
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("name", SPLITS)
+def test_two_processes_come_to_what_one_comes_to(name: str, works: dict[str, Work], together: Path) -> None:
+    """By every split that the kind has, in weights and scores."""
+    expected, alone = last(works[name].out), list(trainer.read_log(works[name].out))
+    found = {split: furthest(expected, last(together / f"{name}-{split}")) for split in SPLITS[name][2]}
+    assert max(found.values())[0] < TOLERANCE, found
+    for split in SPLITS[name][2]:
+        lines = list(trainer.read_log(together / f"{name}-{split}"))
+        assert lines[-1].accuracies == pytest.approx(alone[-1].accuracies, abs=1e-3)
+        losses, others = ([loss for line in own for loss in line.losses] for own in (alone, lines))
+        assert losses == pytest.approx(others, rel=1e-4)
+
+
+@pytest.mark.training
+def test_micro_batches_come_to_what_one_batch_comes_to(works: dict[str, Work], together: Path) -> None:
+    assert furthest(last(works["new t5"].out), last(together / "accumulated"))[0] < TOLERANCE
+
+
+@pytest.mark.training
+@pytest.mark.parametrize(("maker", "task"), [("t5", TRANSLATE), ("llama", CHAT)])
+def test_a_killed_training_comes_to_the_same(tmp_path: Path, maker: str, task: str) -> None:
+    """SIGKILL between two checkpoints, with dropout."""
+    backbone(tmp_path, maker)
+    train = "steps = 60\nevaluate_every = 20\ncheckpoint_every = 10"
+    assert_resumed(*(recipe(tmp_path, task, train, texts_of(maker)(100), name) for name in ("whole", "killed")))
+
+
+@pytest.mark.training
+@pytest.mark.parametrize(("maker", "sharing"), [("t5", "full"), ("bart", "lora"), ("llama", "full"), ("llama", "lora")])
+def test_a_model_learns_to_write(tmp_path: Path, maker: str, sharing: str) -> None:
+    """An answer that is always the same."""
+    backbone(tmp_path, maker)
+    rows = [row | {"target": "good film"} for row in texts(60)]
+    for row, other in zip(rows, dialogues(60), strict=True):
+        said = [dict(one, content="good") if one["role"] == "assistant" else one for one in other["messages"]]
+        row["messages"] = said
+    train = f"steps = 80\nevaluate_every = 40\nsharing = {sharing!r}"
+    path = recipe(tmp_path, CHAT if maker == "llama" else TRANSLATE, train, rows)
+    path.write_text(path.read_text().replace("rate = 1e-3", "rate = 2e-2"))
+    training, card = trained(path)
+    [task] = card.tasks.values()
+    assert next(iter(task.scores.values())) > 0.9, task.scores
+    if maker != "llama":
+        assert {answer["text"] for answer in answers(served(training), training, "turn")} == {"good film"}

@@ -75,6 +75,9 @@ class LabelledKind(ABC):
     #: The factor and the summand that turn a new head's values into the labels' units.
     units: tuple[float, float] = (1.0, 0.0)
 
+    #: The scores of each label that a new head gives to any text; none for a head that begins at 0.
+    first_scores: tuple[float, ...] = ()
+
     def __init__(self, name: str, table: TaskSettings, where: str) -> None:
         """`where` is the recipe's table. Raises InvalidInput for settings that the kind has not."""
         self.name, self.table, self.where = name, table, where
@@ -190,6 +193,16 @@ class LabelledKind(ABC):
     @abstractmethod
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
         """Return the scores of answers, of which `metric` is the first."""
+
+    def progress(self, pairs: Sequence[Pair]) -> float:
+        """Return the score by which evaluations are compared during a training."""
+        return self.scores(pairs)[self.metric]
+
+    #: Whether the answers depend on a choice that is made on the validation part, after the training.
+    settles: ClassVar[bool] = False
+
+    def settle(self, pairs: Sequence[Pair]) -> None:  # noqa: B027 - as above
+        """Choose `units` by the answers to the validation part."""
 
     def baseline(self, labels: Sequence[Any], wanted: Sequence[Any]) -> float | None:
         """Return the metric of the best constant answer, known from the training labels, or None."""

@@ -50,10 +50,11 @@ class TabularClassificationKind(RowInputs, ClassificationKind):
 
 
 class TabularMultiLabelKind(RowInputs, MultiLabelKind):
-    """Any number of labels applies to a row."""
+    """Any number of labels applies to a row. Its scores are probabilities, and stay so."""
 
     served = "tabular-classification"
     function = "sigmoid"
+    settles = False
 
     @property
     def params(self) -> TabularClassificationParams:  # type: ignore[override]

@@ -138,9 +138,9 @@ def _message(given: Any, where: str) -> DialogueMessage:
         raise InvalidInput(where, f"has {other[0]!r}, which is not trained", "write its content as text")
     content = given.get("content")
     if isinstance(content, list):  # OpenAI's parts
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        written = [text for text in texts if isinstance(text, str)]
-        content = "".join(written) if len(written) == len(content) else None
+        told = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [text for text in told if isinstance(text, str)]
+        content = "".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str) or (role == "assistant" and not content.strip()):
         raise InvalidInput(f"{where}.content", "is empty or no text", form)
     weight = given.get("weight", 1)

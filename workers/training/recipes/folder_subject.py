@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.checkpoint_networks import replay
 from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.models.interface.model import Array, Arrays
-from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.labelled_kind import LabelledKind, Pair
 from workers.training.kinds.shared_network import COUNTS, INPUT, OF, TO, Backbone, SharedNetwork, TaskNetwork
 from workers.training.loop.recipe import Recipe
 from workers.training.loop.schedule import Place
@@ -139,14 +139,24 @@ class TrainedFolder(TrainingSubject):
         return FolderExamples(self, self.parts[part], device)
 
     def scores(self, judged: Sequence[Sequence[Judged]]) -> list[float]:
-        return [scores[kind.metric] for kind, scores in zip(self.kinds, self.all_scores(judged), strict=True)]
+        return [kind.progress(pairs) for kind, pairs in zip(self.kinds, self._pairs(judged), strict=True)]
 
     def all_scores(self, judged: Sequence[Sequence[Judged]]) -> list[dict[str, float]]:
         """Return each task's scores from answers and labels."""
-        pairs: dict[int, list[tuple[Any, Any]]] = defaultdict(list)
+        return [kind.scores(pairs) for kind, pairs in zip(self.kinds, self._pairs(judged), strict=True)]
+
+    def settle(self, network: SharedNetwork, judged: Sequence[Sequence[Judged]]) -> None:
+        """Let tasks choose by the answers to the validation part, and let their heads answer by that."""
+        for kind, pairs, task in zip(self.kinds, self._pairs(judged), network.tasks, strict=True):
+            kind.settle(pairs)
+            if kind.head == "attention":
+                _set_units(task.module, kind)
+
+    def _pairs(self, judged: Sequence[Sequence[Judged]]) -> list[list[Pair]]:
+        found: list[list[Pair]] = [[] for _ in self.kinds]
         for task, answer, label in (one for part in judged for one in part):
-            pairs[task].append((answer, label))
-        return [kind.scores(pairs[number]) for number, kind in enumerate(self.kinds)]
+            found[task].append((answer, label))
+        return found
 
     def read_columns(self, columns: Mapping[str, Any], origin: str) -> ReadRow:
         """Return a row as the worker reads it, for the tasks whose labels it has."""
@@ -192,6 +202,9 @@ class TrainedFolder(TrainingSubject):
         return self.shape_of(self.backbone, self.train)
 
     def build(self, recipe: Recipe) -> SharedNetwork:
+        for kind in self.kinds:
+            if kind.settles:
+                kind.units = LabelledKind.units  # those of another training
         with loading(self.backbone, "train.backbone"):
             return self._build(recipe)
 
@@ -248,12 +261,12 @@ class TrainedFolder(TrainingSubject):
         if kind.head == "attention":
             seen = sum(len(other.labels) for other in self.kinds if other.name in kind.fusion)
             module = TaskAttention(config.hidden_size, len(kind.labels), seen=seen)
-            module.scale.fill_(kind.units[0])
-            module.shift.fill_(kind.units[1])
-            return module
+            _set_units(module, kind)
+            return _begun(module, module.out, kind)
         if kind.head == "transformers":
             head = self.model.heads[kind.name]
-            return _new_head(head.auto, head.checkpoint.folder)
+            module = _new_head(head.auto, head.checkpoint.folder)
+            return _begun(module, served_folder.last_layer(module), kind)
         return None
 
     def _freeze_unused(self, network: SharedNetwork) -> None:
@@ -327,6 +340,19 @@ def _joined(targets: Sequence[Array]) -> Array:
         return np.concatenate(targets)
     longest = max(own.shape[1] for own in targets)
     return np.concatenate([np.pad(own, ((0, 0), (0, longest - own.shape[1])), constant_values=-100) for own in targets])
+
+
+def _begun(module: Any, last: nn.Linear, kind: LabelledKind) -> Any:
+    """Let a new head begin with the scores that are known from the labels alone."""
+    if kind.first_scores and last.bias is not None:
+        with torch.no_grad():
+            last.bias.copy_(torch.tensor(kind.first_scores))
+    return module
+
+
+def _set_units(module: Any, kind: LabelledKind) -> None:
+    module.scale.fill_(kind.units[0])
+    module.shift.fill_(kind.units[1])
 
 
 def _new_head(auto: str, folder: Path) -> Any:

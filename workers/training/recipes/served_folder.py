@@ -138,14 +138,22 @@ def _shards(folder: Path) -> Iterator[tuple[str, str]]:
             yield from ((name, path.name) for name in file.keys())  # noqa: SIM118 - it is no dict
 
 
-def in_units(module: nn.Module, scale: float, shift: float) -> None:
-    """Let a head of transformers with a single label multiply its output by `scale` and add `shift`."""
-    last = [layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.out_features == 1][-1]
+def in_units(module: Any, scale: float, shift: float) -> None:
+    """Let a head of transformers multiply its output by `scale` and add `shift`."""
+    last = last_layer(module)
     with torch.no_grad():
         last.weight.mul_(scale)
         if last.bias is None:
-            last.bias = nn.Parameter(last.weight.new_zeros(1))
+            last.bias = nn.Parameter(last.weight.new_zeros(last.out_features))
         last.bias.mul_(scale).add_(shift)
+
+
+def last_layer(module: Any) -> nn.Linear:
+    """Return the layer of a head that gives the scores."""
+    if isinstance(module, nn.Linear):
+        return module
+    count = module.config.num_labels
+    return [layer for layer in module.modules() if isinstance(layer, nn.Linear) and layer.out_features == count][-1]
 
 
 def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind], class_: str = "") -> Path:

@@ -150,7 +150,8 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
     network = subject.build(recipe)
     training_checkpoint.load_best(training.out, network)
     subject.calibrate(network)
-    scores = subject.all_scores(list(answers(subject, network.to(device), device)))
+    settle(subject, network.to(device), device)
+    scores = subject.all_scores(list(answers(subject, network, device)))
     subject.write(network.cpu())
     served_folder.write_fleet(training.recipe, training.out, training.tasks, subject.served_class)
     card = TrainingCard(
@@ -275,9 +276,17 @@ def _digest(training: RecipeTraining) -> str:
     return digest.hexdigest()
 
 
-def answers(subject: TrainedFolder, network: Any, device: str = "cpu") -> Iterator[list[tuple[int, Any, Any]]]:
-    """Yield the task's number, answer and label of the test rows, a batch at a time."""
-    examples = subject.examples("test", device)
+def settle(subject: TrainedFolder, network: Any, device: str = "cpu") -> None:
+    """Let tasks choose on the validation part, by the best weights, whatever their answers depend on besides."""
+    if any(kind.settles for kind in subject.kinds):
+        subject.settle(network, list(answers(subject, network, device, "validation")))
+
+
+def answers(
+    subject: TrainedFolder, network: Any, device: str = "cpu", part: Part = "test"
+) -> Iterator[list[tuple[int, Any, Any]]]:
+    """Yield the task's number, answer and label of a part's rows, a batch at a time."""
+    examples = subject.examples(part, device)
     places = examples.places()
     network.eval()
     with torch.inference_mode():

@@ -40,7 +40,7 @@ class WrittenTexts(TrainedFolder):
 
     writes = True
 
-    kinds: Sequence[WrittenKind]  # type: ignore[assignment]  # the modality says so
+    kinds: Sequence[WrittenKind]  # the modality says so
 
     def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
         arrays, labels = {}, {}
