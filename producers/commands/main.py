@@ -19,7 +19,7 @@ from producers.commands.operate import COMMANDS
 from producers.commands.status import status
 from producers.commands.submit import submit
 from producers.commands.tenants import tenants
-from producers.edge.commands import edge
+from producers.edge.edge_commands import edge
 from producers.wire.atomic_files import atomically
 from producers.wire.command_line import CommandLine, say
 

@@ -42,9 +42,10 @@ class Backoff:
 
     def wait_s(self, wished_s: float | None) -> float:
         """Return the next wait, spread so that sites do not come back together."""
-        wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self._failures)
+        wait_s: float = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**self._failures)
         self._failures = min(self._failures + 1, 16)
-        return max(min(wished_s or 0.0, LONGEST_WAIT_S), wait_s * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+        spread_s = wait_s * random.uniform(0.75, 1.25)  # noqa: S311 - no secret
+        return max(min(wished_s or 0.0, LONGEST_WAIT_S), spread_s)
 
     def over(self) -> None:
         self._failures = 0
@@ -109,7 +110,7 @@ class Escalation:
         batched = await self._site.ask(lambda store: store.edge.items(EdgeState.BATCHED))
         for group in groups(batched, lambda item: item.batch):
             batch = str(group[0].batch)
-            whole = await self._site.ask(lambda store, batch=batch: store.edge.of_batch(batch))
+            whole = await self._of_batch(batch)
             if is_whole(batch, whole) and len(whole) == len(group):
                 return whole
             # an item of it has ended: the centre may know the batch with it, so the others need another one
@@ -221,8 +222,10 @@ class Escalation:
                 await asyncio.sleep(LOOK_S)
 
     async def _left(self, batch: str) -> list[EdgeItem]:
-        items = await self._site.ask(lambda store: store.edge.of_batch(batch))
-        return [item for item in items if item.state is EdgeState.SENT]
+        return [item for item in await self._of_batch(batch) if item.state is EdgeState.SENT]
+
+    async def _of_batch(self, batch: str) -> list[EdgeItem]:
+        return await self._site.ask(lambda store: store.edge.of_batch(batch))
 
     async def _take(self, left: Iterable[EdgeItem], rows: Iterable[Mapping[str, Any]]) -> None:
         by_place = {item.place: item for item in left}
@@ -232,7 +235,7 @@ class Escalation:
 
 def _together(waiting: Sequence[EdgeItem]) -> list[EdgeItem]:
     """Return the items that go with the first: of its task and priority, due within the same second, bounded."""
-    size, found = 0, []
+    size, found = 0, list[EdgeItem]()
     for item in groups(waiting, _alike)[0]:
         size += item.bytes
         if found and (len(found) >= BATCH_ITEMS or size > BATCH_BYTES):

@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from producers.client.async_client import AsyncClient
+from producers.edge.cascade_intake import CascadeIntake
 from producers.edge.departure import Roots
 from producers.edge.escalation import Escalation
-from producers.edge.intake import Intake
 from producers.edge.link import Link
 from producers.edge.site import LEASE_S, Site, heard
 from producers.edge.site_clock import SiteClock
@@ -82,7 +82,7 @@ async def forward(config: str | Path, where: Connection, stopping: asyncio.Event
 async def _serve(site: Site, link: Link, stopping: asyncio.Event) -> None:
     turn = SiteTurn(site)
     duties = {
-        "intake": Intake(site).run,
+        "intake": CascadeIntake(site).run,
         "escalation": Escalation(site, link).run,
         "turns": lambda: _turns(site, turn),
         "notices": lambda: _notices(site),
@@ -137,12 +137,16 @@ async def _notices(site: Site) -> None:
         with as_unavailable(redis):
             return listening.get_message(timeout=TURN_S / 2) is not None
 
-    with closing(redis), closing(redis.pubsub(ignore_subscribe_messages=True)) as listening:
+    with closing(redis), closing(_subscription(redis)) as listening:
         with as_unavailable(redis):
             await asyncio.to_thread(listening.psubscribe, "argosy.done.*")
         while True:
             if await asyncio.to_thread(hear, listening):
                 site.rings.set()
+
+
+def _subscription(redis: Any) -> Any:
+    return redis.pubsub(ignore_subscribe_messages=True)
 
 
 async def _renew(site: Site) -> None:

@@ -15,10 +15,6 @@ from producers.edge.departure import Departing
 from producers.wire.edge.edge_settings import EdgeSettings
 from producers.wire.errors import ArgosyError
 
-#: Seconds to connect, to send a part of a body, and to wait for an answer. A follower hears nothing for as long as the
-#: centre computes; after `SILENT_S` it connects anew, so that a link that is dropped silently is noticed.
-CONNECT_S, WRITE_S, ANSWER_S, SILENT_S = 10.0, 30.0, 60.0, 20.0
-
 #: Seconds after which the centre may purge a batch's job that has ended: the site fetches it within days.
 KEPT_S = 14 * 86400.0
 
@@ -66,16 +62,16 @@ class Link:
 
     def __init__(self, settings: EdgeSettings, key: str) -> None:
         self._site = settings.site
+        self.sent_bytes = 0
+        self.received_bytes = 0
         # an own context, so that a site can trust its own authority alone
         trust: ssl.SSLContext | bool = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file else True
         self._client = httpx2.AsyncClient(
             base_url=settings.centre.rstrip("/"),
             headers={"Authorization": f"Bearer {key}", "User-Agent": "argosy-edge"},
-            timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S, write=WRITE_S),
+            timeout=settings.answer_s,
             verify=trust,
         )
-        self.sent_bytes = 0
-        self.received_bytes = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,13 +109,12 @@ class Link:
     async def results(self, job: str) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield a job's results as they come, those that arrive together in a list, until it has ended.
 
-        Raises LinkDown, also after a silence, or JobGone.
+        Raises LinkDown, also if none comes for `answer_s`: the link may have been dropped silently. Raises JobGone.
         """
         rest = b""
-        timeout = httpx2.Timeout(SILENT_S, connect=CONNECT_S)
         path = f"/api/jobs/{job}/results"
         try:
-            async with self._client.stream("GET", path, params={"follow": "true"}, timeout=timeout) as answer:
+            async with self._client.stream("GET", path, params={"follow": "true"}) as answer:
                 if answer.status_code != 200:
                     await answer.aread()
                     self._check(answer)

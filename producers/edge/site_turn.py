@@ -187,8 +187,11 @@ class SiteTurn:
         """End the items of cancelled jobs."""
         jobs = await self._site.ask(lambda store: store.cancelled_among(store.edge.jobs()))
         for job in jobs:
-            items = await self._site.ask(lambda store, job=job: store.edge.of_job(job))
-            await self._finish([(item, cascade.cancelled(item)) for item in items])
+            await self._cancel(job)
+
+    async def _cancel(self, job: str) -> None:
+        items = await self._site.ask(lambda store: store.edge.of_job(job))
+        await self._finish([(item, cascade.cancelled(item)) for item in items])
 
     async def lost(self) -> None:
         """Ask again for items whose job of the site's own was purged before its answers were read."""

@@ -1,19 +1,26 @@
-"""A site and its centre on one machine: two fleets, a gateway at the centre, and a link between them that can be cut."""
+"""A site and its centre on one machine: `argosy edge`, a fleet, a gateway, and a link between them that can be cut."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from producers import AsyncClient, Client
 from producers.gateway.app import create_app
 from producers.gateway.keys import new_key
 from producers.wire.catalogue import Catalogue
-from producers.wire.edge.cascade_tasks import programs_catalogue
+from producers.wire.connection import Connection
 from results_store.records import Result
 from results_store.store import Store
 from tests.end_to_end.gateway_server import SETTINGS, served
@@ -33,10 +40,9 @@ publish_overdue_s = 2.0
 class = "tests.sure_model:SureModel"
 source = {{ path = "{tests}" }}
 batch_cost = 512
-options = {{ {options} }}
+options = {{ says = "{says}" }}
 [models.sure.tasks.animal]
 kind = "text-classification"
-{more}
 """
 
 EDGE = """
@@ -44,33 +50,42 @@ EDGE = """
 site = "harbour"
 centre = "http://127.0.0.1:{port}"
 key_file = "centre.key"
-{more}
+answer_s = 2.0
 [edge.tasks.animal]
 threshold = 0.8
-[edge.tasks.secret]
-site = "animal"
-stay_on_site = true
 [edge.tasks.plant]
 only_at_centre = true
 kind = "text-classification"
 """
 
-CENTRE_TASKS = '[models.sure.tasks.plant]\nkind = "text-classification"\n'
+CENTRE = """
+[models.sure.tasks.plant]
+kind = "text-classification"
+"""
 
 
-def models(options: str, more: str = "") -> str:
-    return MODELS.format(tests=Path(__file__).parents[1], options=options, more=more)
+def models(says: str) -> str:
+    return MODELS.format(tests=Path(__file__).parents[1], says=says)
+
+
+def key_for(store_url: str) -> str:
+    """Make the site's key at the centre."""
+    text, row = new_key("harbour", "harbour", created_at=0.0)
+    with Store(store_url) as store:
+        store.keys.add(row)
+    return text
 
 
 @dataclass
 class Sites:
-    """The two fleets, the link, and a client as a program at the site has it."""
+    """Both fleets in a folder, the link between them, and a client as a program at the site has it."""
 
     folder: Path
-    site: LocalFleet
+    process: subprocess.Popen[bytes]
     centre: LocalFleet
     link: SilentLink
     client: Client
+    environment: dict[str, str]
 
     @property
     def spool(self) -> dict[str, int]:
@@ -78,49 +93,81 @@ class Sites:
         counts = self.client.ask(lambda store: store.edge.counts())
         return {state.value: count for state, (count, _) in counts.items()}
 
+    @property
+    def forwarder(self) -> psutil.Process:
+        """The process that forwards; it is there again some time after it was killed."""
+        return until(lambda: [one for one in self._children() if _runs(one, "producers.edge.forwarder")])[0]
+
+    def _children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
     def rows(self, job: str) -> list[Result]:
         return self.client.ask(lambda store: store.results(job))
 
-    def at_centre(self) -> list[Result]:
-        """All results that the centre has."""
+    def at_centre(self, word: str) -> list[Result]:
+        """The results that the centre has with this word in their output."""
         with Store(self.centre.store_url) as store:
-            return [row for job in store.jobs(limit=1000) for row in store.results(job.id)]
+            rows = [row for job in store.jobs(limit=1000) for row in store.results(job.id)]
+        return [row for row in rows if word in str(row.output)]
 
-    def empty(self) -> None:
-        """Wait until every result of the site is final."""
-        until(lambda: not self.spool)
+    def argosy(self, *words: str) -> str:
+        """Run a command at the site; return what it prints."""
+        command = [sys.executable, "-m", "producers.commands.main", *words]
+        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True).stdout
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.argosy("edge", "status", "--json"))
+        return found
 
 
-def key_for(store_url: str) -> str:
-    text, row = new_key("harbour", "harbour", created_at=0.0)
-    with Store(store_url) as store:
-        store.keys.add(row)
-    return text
-
-
-def fleet(folder: Path, text: str, *, forwarder: bool = False) -> LocalFleet:
-    folder.mkdir(exist_ok=True)
-    file = folder / "fleet.toml"
-    file.write_text(text, encoding="utf-8")
-    return LocalFleet(settings.load(file), folder / "home", config=file, flower=False, forwarder=forwarder)
+def _runs(process: psutil.Process, word: str) -> bool:
+    try:
+        return word in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
-def sites_in(folder: Path, more: str = "", *, options: str = 'says = ""') -> Iterator[Sites]:
-    """A running site and centre; `more` are settings of ``[edge]``."""
+def sites_in(folder: Path) -> Iterator[Sites]:
+    """A running site and centre."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name in ("ARGOSY_FLEET", "ARGOSY_BROKER_URL", "ARGOSY_STORE_URL"):
             patch.delenv(name, raising=False)
-        centre = stack.enter_context(fleet(folder / "centre", models('says = "the "', CENTRE_TASKS)))
-        own = Catalogue.from_toml(folder / "centre" / "fleet.toml")
+        site_file, centre_file = folder / "site.toml", folder / "centre.toml"
+        centre_file.write_text(models("the ") + CENTRE, encoding="utf-8")
+        centre = LocalFleet(settings.load(centre_file), folder / "centre", config=centre_file, flower=False)
+        stack.enter_context(centre)
+        own = Catalogue.from_toml(centre_file)
         app = create_app(SETTINGS, lambda: AsyncClient(centre.broker_url, centre.store_url, catalogue=own))
         address = stack.enter_context(served(app))
         link = stack.enter_context(SilentLink(to_port(int(address.rpartition(":")[2]))))
-        (folder / "site").mkdir()
-        (folder / "site" / "centre.key").write_text(key_for(centre.store_url), encoding="utf-8")
-        text = models(options) + EDGE.format(port=link.port, more=more)
-        site = stack.enter_context(fleet(folder / "site", text, forwarder=True))
-        catalogue = programs_catalogue(folder / "site" / "fleet.toml")
-        client = stack.enter_context(Client(site.broker_url, site.store_url, catalogue=catalogue))
-        yield Sites(folder, site, centre, link, client)
+        (folder / "centre.key").write_text(key_for(centre.store_url), encoding="utf-8")
+        site_file.write_text(models("") + EDGE.format(port=link.port), encoding="utf-8")
+        environment = {**os.environ, "ARGOSY_HOME": str(folder / "site")}
+        process = stack.enter_context(_edge(site_file, environment))
+        where = Connection(environment=environment)
+        catalogue = where.catalogue
+        client = stack.enter_context(Client(where.broker_url, where.store_url, catalogue=catalogue))
+        yield Sites(folder, process, centre, link, client, environment)
+
+
+@contextmanager
+def _edge(file: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `argosy edge` until the block ends; it stops cleanly, and leaves no process behind."""
+    command = [sys.executable, "-m", "producers.commands.main", "edge", "--config", str(file)]
+    log = file.with_name("edge.log")
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    try:
+        announced = Path(environment["ARGOSY_HOME"]) / "fleet.json"
+        until(lambda: announced.exists() or process.poll() is not None, 120)
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        family = psutil.Process(process.pid).children(recursive=True)
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        code = process.wait(60)
+    assert code == 0, log.read_text(encoding="utf-8")
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive

@@ -60,7 +60,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `centre` is the address of the centre's gateway, `key_file` has a key for it (default: ``ARGOSY_EDGE_KEY``),
     `ca_file` the certificates to trust in place of the system's. Items without a deadline wait for the centre for
     `wait_s` (0: without limit). At most `spool_items` items, and `spool_mib` of their inputs, wait for the centre; when
-    they are full, the oldest (``drop-oldest``) or the new one (``refuse-new``) is answered by the site alone.
+    they are full, the oldest (``drop-oldest``) or the new one (``refuse-new``) is answered by the site alone. A centre
+    that says nothing for `answer_s` counts as away.
     """
 
     site: str = ""
@@ -68,6 +69,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     key_file: str = ""
     ca_file: str = ""
     wait_s: float = 0.0
+    answer_s: float = 30.0
     spool_items: int = 100_000
     spool_mib: float = 1024.0
     when_full: Literal["drop-oldest", "refuse-new"] = "drop-oldest"
@@ -87,6 +89,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
         if not 0 <= self.wait_s < math.inf:
             raise ValueError("`wait_s` must be a number of seconds, or 0 for no limit")
+        if not 0 < self.answer_s < math.inf:
+            raise ValueError("`answer_s` must be a number of seconds over 0")
         if self.spool_items < 1 or not self.spool_mib > 0:
             raise ValueError("`spool_items` must be 1 or more, `spool_mib` over 0")
         if not self.tasks:

@@ -29,7 +29,7 @@ WAIT_S = 1.0
 AGAIN_S = 1.0
 
 
-class Intake:
+class CascadeIntake:
     """Runs until it is cancelled."""
 
     def __init__(self, site: Site) -> None:
@@ -61,10 +61,7 @@ class Intake:
         """Hold the envelopes again that an earlier process has left in the spool."""
         envelopes = await self._site.ask(lambda store: store.edge.envelopes())
         for start in range(0, len(envelopes), 500):
-            some = envelopes[start : start + 500]
-            claims = await self._site.ask(
-                lambda store, some=some: store.claim(some, worker=self._site.worker, lease_s=LEASE_S)
-            )
+            claims = await self._claim(envelopes[start : start + 500])
             for envelope, claimed in claims.items():
                 await self._act(envelope, claimed)
         self._site.rings.set()
@@ -93,8 +90,12 @@ class Intake:
         if not name.durable:
             await self._refuse_undurable(raw)
             return
-        claims = await self._site.ask(lambda store: store.claim([name.id], worker=self._site.worker, lease_s=LEASE_S))
+        claims = await self._claim([name.id])
         await self._act(name.id, claims[name.id])
+
+    async def _claim(self, envelopes: Sequence[str]) -> dict[str, Claimed]:
+        worker = self._site.worker
+        return await self._site.ask(lambda store: store.claim(envelopes, worker=worker, lease_s=LEASE_S))
 
     async def _act(self, id_: str, claimed: Claimed) -> None:
         if claimed.verdict is Claim.WORK:
