@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from producers.wire.command_line import say
+from producers.wire.command_line import Finite, say
 
 if TYPE_CHECKING:
     from results_store.store import Store
@@ -78,6 +78,63 @@ def answers(job: str) -> None:
     """
     for line in _asked(lambda store: _answers(store, job)):
         click.echo(msgspec.json.encode(line).decode())
+
+
+@edge.command()
+@FLEET_FILE
+@click.argument("rows", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
+@click.option("--task", required=True, help="A task of [edge].")
+@click.option("--accuracy", type=Finite(0, 1), help="Send on as little as gives this accuracy.")
+@click.option("--share", type=Finite(0, 1), help="Send on at most this share.")
+@click.option("--label-column", help="The column with the right labels.  [default: the centre's answers are right]")
+@click.option("--input-column", help="The column with the inputs.  [default: by its name]")
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="The most rows that are asked.")
+def calibrate(
+    rows: tuple[Path, ...],
+    *,
+    config: Path | None,
+    task: str,
+    accuracy: float | None,
+    share: float | None,
+    label_column: str | None,
+    input_column: str | None,
+    limit: int,
+) -> None:
+    """Find the threshold of a task from ROWS, which a running site and its centre both answer.
+
+    \b
+    ROWS are files or folders as for `argosy submit`. All of them are sent to the centre. The
+    threshold is chosen on half of the rows and judged on the other half. With labels, an answer
+    is right if it is the row's label; without, if it is the centre's.
+
+    \b
+        argosy edge calibrate mails.csv --task spam --label-column label --accuracy 0.97
+        argosy edge calibrate frames/ --task image-classification --share 0.4
+    """
+    import asyncio
+
+    from producers.edge import calibrating, thresholds
+    from producers.edge.forwarder import settings_of
+    from producers.wire.connection import Connection
+
+    if (accuracy is None) == (share is None):
+        raise click.UsageError("give one of --accuracy and --share")
+    where = Connection()
+    settings, own = settings_of(config or where.fleet_file or "fleet.toml")
+    wanted = calibrating.checked_task(settings, task)
+    name = wanted.site or task
+    given = calibrating.read_rows(rows, name, own, label_column=label_column, input_column=input_column, limit=limit)
+    answered = asyncio.run(calibrating.answered(given, task, settings, own, where))
+    if answered.left_out:
+        say(f"argosy: {answered.left_out:,} rows are left out: site or centre has no answer to them", err=True)
+    found = thresholds.calibrate(answered.rows, accuracy=accuracy, share=share)
+    right = "accuracy" if answered.labelled else "agreement with the centre"
+    say(
+        f"{right} on {found.rows:,} other rows: {found.held_out.accuracy:.1%}, {found.held_out.share:.1%} sent on",
+        err=True,
+    )
+    say(f"the site alone {found.site_alone:.1%}, the centre alone {found.centre_alone:.1%}", err=True)
+    click.echo(calibrating.as_toml(task, found.chosen.threshold))
 
 
 def _asked(question: Any) -> Any:
