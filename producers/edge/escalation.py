@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import random
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from producers.edge import cascade
 from producers.edge.departure import Departing, NotSendable, StaysOnSite, departing
 from producers.edge.groups import group_id, groups, is_whole
-from producers.edge.link import BatchRefused, JobGone, Link, LinkDown, OutgoingBatch
+from producers.edge.link import BatchRefused, CentreFault, JobGone, Link, LinkDown, OutgoingBatch
 from producers.edge.site import Site, heard
 from producers.wire.messages import Priority
 from results_store.edge.edge_spool import EdgeItem, EdgeState
@@ -29,6 +30,9 @@ MOST_SENT = 16
 
 #: Seconds before a link that is down is tried again: doubled each time, up to the longest.
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+
+#: A batch at which the centre itself fails so often is answered by the site, so that it does not hold up all others.
+MOST_FAULTS = 5
 
 #: Seconds between two looks without a bell.
 LOOK_S = 1.0
@@ -59,6 +63,7 @@ class Escalation:
         self._link = link
         self._backoff = Backoff()
         self._followed: dict[str, asyncio.Task[None]] = {}
+        self._faults: Counter[str] = Counter()
 
     async def run(self) -> None:
         """Send batches as items come; after a start those first that were under way."""
@@ -154,6 +159,14 @@ class Escalation:
             logger.warning("the centre refuses a batch for %r: %s", batch.task, error.kind)
             await self._answer(items, [cascade.refused(error.kind, str(error))] * len(items))
             return
+        except CentreFault as error:
+            self._faults[batch.id] += 1
+            if self._faults[batch.id] < MOST_FAULTS:
+                raise
+            del self._faults[batch.id]
+            await self._answer(items, [cascade.refused("CentreFault", str(error))] * len(items))
+            return
+        self._faults.pop(batch.id, None)
         self._up()
         self._site.counted["sent"] += len(items)
         await self._site.ask(lambda store: store.edge.move(items, EdgeState.SENT, centre_job=job))

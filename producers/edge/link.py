@@ -19,7 +19,7 @@ from producers.wire.errors import ArgosyError
 KEPT_S = 14 * 86400.0
 
 #: Refusals that pass: the key's rate, a full fleet, a store or broker that is away.
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+_PASSING = frozenset((408, 425, 429, 502, 503, 504))
 
 
 class LinkDown(ArgosyError):
@@ -32,6 +32,10 @@ class LinkDown(ArgosyError):
 
 class KeyRefused(LinkDown):
     """The centre refuses the site's key."""
+
+
+class CentreFault(LinkDown):
+    """The centre failed at this request (500). Another batch may pass."""
 
 
 class BatchRefused(ArgosyError):
@@ -148,6 +152,8 @@ class Link:
             return
         if status in (401, 403):
             raise KeyRefused(f"the centre refuses the site's key ({status}); renew it in `edge.key_file`")
+        if status == 500:
+            raise CentreFault("the centre answers 500; its log has the reason")
         if status in _PASSING or status < 400:
             raise LinkDown(f"the centre answers {status}", _seconds(answer.headers.get("Retry-After")))
         if status == 404 and answer.request.method == "GET":

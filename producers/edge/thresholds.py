@@ -41,7 +41,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A threshold as it was chosen, the same on the other rows (`held_out`, of `rows`), and both answers alone there."""
+    """A threshold as it was chosen, the same on the other `rows` (`held_out`), and the answers of each side alone."""
 
     chosen: Point
     held_out: Point

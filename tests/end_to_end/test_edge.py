@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,8 +82,9 @@ def test_without_the_link_the_site_works_on_and_each_item_is_synced_once(sites: 
     until(lambda: sites.status()["link"] == "up")
 
 
-def test_marked_inputs_are_nowhere_at_the_centre(sites: Sites) -> None:
+def test_marked_inputs_are_nowhere_at_the_centre(sites: Sites, caplog: pytest.LogCaptureFixture) -> None:
     """Everything that the centre holds is searched: databases, broker, logs, blobs. A text that was sent is found."""
+    caplog.set_level(logging.INFO)  # the gateway's log: it runs in this process
     secret, open_ = "heron", "stork"
     items = [
         NewItem(f"{secret} 0.2 kestrel", key="merlin", params={"stay_on_site": True}),
@@ -91,7 +95,7 @@ def test_marked_inputs_are_nowhere_at_the_centre(sites: Sites) -> None:
     kept, sent = (row.output[0]["cascade"] for row in sites.rows(job.id))
     assert (kept["by"], kept["why"], sent["by"]) == ("site", "stays-on-site", "centre")
 
-    held = everything(sites)
+    held = everything(sites) + caplog.text.encode()
     text = f"{secret} 0.2 kestrel".encode()
     digests = [hashlib.new(name, text).hexdigest() for name in ("sha256", "sha1", "md5")]
     digests += [hashlib.blake2b(text, digest_size=size).hexdigest() for size in (16, 32, 64)]
@@ -107,6 +111,35 @@ def test_a_marked_input_that_needs_the_centre_is_refused(sites: Sites) -> None:
     """Not answered worse, and not stored."""
     with pytest.raises(InvalidInput, match="only the centre has a model"):
         sites.client.submit("plant", "oak 0.7", params={"stay_on_site": True})
+
+
+def test_a_threshold_is_found_with_and_without_labels(sites: Sites, tmp_path: Path) -> None:
+    """The site is right from 0.5 on; the centre, which says "the", is always right by its own word."""
+    rows = tmp_path / "rows.csv"
+    lines = [f"bee{n} 0.{n},{'bee' if n >= 50 else 'the bee'}{n}" for n in range(10, 100)]
+    rows.write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+
+    found = sites.argosy(
+        "edge", "calibrate", str(rows), "--task", "animal", "--label-column", "label", "--accuracy", "1"
+    )
+    threshold = float(found.rpartition("=")[2])
+    assert 0.48 < threshold <= 0.51
+    found = sites.argosy("edge", "calibrate", str(rows), "--task", "animal", "--share", "0.4")
+    assert found.startswith('[edge.tasks."animal"]')
+
+
+def test_operators_see_the_forwarder_as_a_worker(sites: Sites) -> None:
+    """Nothing is said to be unserved while items wait for the centre, and the doctor finds no queue that nobody reads."""
+    sites.link.hush(new=True)
+    sites.client.submit_many("animal", ["gnu 0.1"])
+    until(lambda: sum(sites.spool.values()) == 1 and "asked" not in sites.spool)
+    nodes = {node.name: set(node.models) for node in sites.client.live_nodes()}
+    assert nodes["edge-harbour"] == {"edge"}
+    words = [sys.executable, "-m", "producers.commands.main", "status"]
+    told = subprocess.run(words, env=sites.environment, check=True, capture_output=True, text=True)
+    assert "no worker serves" not in told.stderr
+    doctor = subprocess.run([*words[:-1], "doctor"], env=sites.environment, check=False, capture_output=True, text=True)
+    assert [line for line in doctor.stdout.splitlines() if line.startswith("missing")] == []
 
 
 def everything(sites: Sites) -> bytes:
