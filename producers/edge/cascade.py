@@ -84,7 +84,8 @@ def final(item: EdgeItem, why: Why) -> Result:
     if item.site is None:
         if why is Why.DEADLINE:
             return _row(item, {"state": ResultState.EXPIRED.value})
-        error = (item.centre or {}).get("error") or {"kind": "EdgeError", "message": "the site has no model for it"}
+        full = {"kind": "SpoolFull", "message": "the site has no model for it, and no room to wait for the centre"}
+        error = full if why is Why.SPOOL_FULL else (item.centre or {}).get("error") or {"kind": "CentreFailed"}
         return _row(
             item, {"state": ResultState.FAILED.value, "error": {**error, NOTE: {"by": "site", "why": why.value}}}
         )

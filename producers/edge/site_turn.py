@@ -44,7 +44,13 @@ class SiteTurn:
 
     async def turn(self) -> bool:
         """Take a turn; return whether there may be more to do at once. Raises StoreUnavailable."""
-        finals = [*await self._ask(), *await self._judge(), *await self._answered(), *await self._due()]
+        finals = [
+            *await self._ask(),
+            *await self._judge(),
+            *await self._over(),
+            *await self._answered(),
+            *await self._due(),
+        ]
         once = {(item.job, item.seq, item.task): (item, row) for item, row in finals}
         await self._finish([*once.values()])
         return bool(once)
@@ -126,49 +132,39 @@ class SiteTurn:
                 onward[self._due_s(item)].append(answered)
         await self._site.ask(lambda store: store.edge.move(again, EdgeState.NEW, ask=None, site_job=None))
         for due_s, items in onward.items():
-            finals += await self._send_on(items, due_s)
+            await self._send_on(items, due_s)
         return finals
+
+    async def _send_on(self, items: Sequence[EdgeItem], due_s: float | None) -> None:
+        answers = [item.site for item in items]
+        await self._site.ask(lambda store: store.edge.move(items, EdgeState.WAITING, site=answers, due_s=due_s))
+        self._site.sends.set()
 
     def _due_s(self, item: EdgeItem) -> float | None:
         wait_s = self._site.settings.wait_s
         return item.due_s if item.due_s is not None or not wait_s else self._site.clock.now_s() + wait_s
 
-    async def _send_on(self, items: Sequence[EdgeItem], due_s: float | None) -> list[Final]:
-        """Let items wait for the centre, if the spool has room for them."""
-        dropped = await self._make_room(items)
-        staying = [item for item in items if item in dropped]
-        onward = [item for item in items if item not in dropped]
-        answers = [item.site for item in onward]
-        await self._site.ask(lambda store: store.edge.move(onward, EdgeState.WAITING, site=answers, due_s=due_s))
-        self._site.sends.set()
-        others = [item for item in dropped if item not in staying]
-        return [(item, cascade.final(item, Why.SPOOL_FULL)) for item in [*staying, *others]]
-
-    async def _make_room(self, new: Sequence[EdgeItem]) -> list[EdgeItem]:
-        """Return the items, new or waiting, that the spool has no room for."""
+    async def _over(self) -> list[Final]:
+        """Answer items without the centre, if more wait for it than the spool may hold."""
         settings = self._site.settings
         counts = await self._site.ask(lambda store: store.edge.counts())
         there, size = (sum(counts.get(state, (0, 0))[part] for state in FOR_CENTRE) for part in (0, 1))
-        over = there + len(new) - settings.spool_items
-        over_bytes = size + sum(item.bytes for item in new) - settings.spool_mib * 2**20
+        over, over_bytes = there - settings.spool_items, size - settings.spool_mib * 2**20
         if over <= 0 and over_bytes <= 0:
             self._full = False
             return []
+        newest = settings.when_full == "refuse-new"
         if not self._full:
-            what = "the oldest items are" if settings.when_full == "drop-oldest" else "new items are"
-            logger.warning("the spool is full (edge.spool_items, spool_mib): %s answered by the site alone", what)
+            which = "new" if newest else "the oldest"
+            logger.warning("the spool is full (edge.spool_items, spool_mib): %s items do without the centre", which)
         self._full = True
-        candidates = list(reversed(new))
-        if settings.when_full == "drop-oldest":
-            waiting = await self._site.ask(lambda store: store.edge.oldest(max(over, 100)))
-            candidates = [item for item in waiting if item.site is not None] + list(new)
         dropped: list[EdgeItem] = []
-        for item in candidates:
+        for item in await self._site.ask(lambda store: store.edge.waiting(1000, newest=newest)):
             if over <= 0 and over_bytes <= 0:
                 break
             dropped.append(item)
             over, over_bytes = over - 1, over_bytes - item.bytes
-        return dropped
+        return [(item, cascade.final(item, Why.SPOOL_FULL)) for item in dropped]
 
     # --- ends ---
 

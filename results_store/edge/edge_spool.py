@@ -104,10 +104,11 @@ class EdgeSpool:
         wanted = select(*_COLUMNS).where(_ITEM.state.in_(states), _ITEM.due_s <= at_s)
         return self._found(wanted.order_by(*_IN_ORDER).limit(limit))
 
-    def oldest(self, limit: int) -> list[EdgeItem]:
-        """Return the items that have waited longest to be sent to the centre."""
-        wanted = select(*_COLUMNS).where(_ITEM.state == EdgeState.WAITING.value)
-        return self._found(wanted.order_by(_ITEM.queued_at, _ITEM.job, _ITEM.seq).limit(limit))
+    def waiting(self, limit: int, *, newest: bool) -> list[EdgeItem]:
+        """Return the items that are not yet sent to the centre: those that wait longest, or the newest."""
+        by_age = (_ITEM.queued_at, _ITEM.job, _ITEM.seq, _ITEM.task)
+        wanted = select(*_COLUMNS).where(_ITEM.state == EdgeState.WAITING.value).limit(limit)
+        return self._found(wanted.order_by(*(column.desc() if newest else column for column in by_age)))
 
     def site_answers(self, limit: int = 1000) -> list[tuple[EdgeItem, Result]]:
         """Return the asked items that the site's fleet has answered, each with that result."""

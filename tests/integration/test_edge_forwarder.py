@@ -21,7 +21,7 @@ from producers.edge import cascade
 from producers.edge.cascade_intake import CascadeIntake
 from producers.edge.departure import Departing, Roots, StaysOnSite, departing
 from producers.edge.escalation import Escalation
-from producers.edge.link import Link
+from producers.edge.link import KeyRefused, Link, LinkDown, OutgoingBatch
 from producers.edge.site import Site
 from producers.edge.site_clock import SiteClock
 from producers.edge.site_turn import SiteTurn
@@ -39,6 +39,7 @@ from results_store.store import Store
 from tests.end_to_end.gateway_server import SETTINGS, served
 from tests.end_to_end.processes import until
 from tests.end_to_end.sites import key_for
+from tests.tls import CERTIFICATE, tls_in_front_of
 
 P = ParamSpec("P")
 
@@ -280,6 +281,34 @@ async def test_an_item_that_the_centre_refuses_keeps_the_sites_answer(
         await own.turn.turn()
 
     assert notes(here.store, job) == [{"by": "site", "why": "centre-refused"}]
+
+
+@looped
+async def test_a_refused_key_is_said_and_loses_nothing(here: Place, there: Place, centre_url: str) -> None:
+    """The items wait until the key is renewed."""
+    async with forwarder(here, edge(centre_url), "argosy-wrong") as own:
+        await own.asked(["unsure"])
+        here.answer(lambda item: 0.3)
+        await own.turn.turn()
+        with pytest.raises(KeyRefused, match="renew it"):
+            await own.escalation._send()
+        with pytest.raises(KeyRefused):
+            await own.escalation._send()
+    assert states(here.store) == {"batched": 1}
+
+
+@looped
+async def test_the_link_speaks_tls_with_the_sites_own_authority(there: Place, centre_url: str) -> None:
+    """A centre whose certificate the site does not trust gets neither the key nor an item."""
+    key = key_for(there.url)
+    item = departing(Item(0, "a text", ("sentiment",)), "sentiment", SENTIMENT, Roots())
+    batch = OutgoingBatch(id="a-1", task="sentiment", items=[item], priority="bulk")
+    with tls_in_front_of(int(centre_url.rpartition(":")[2])) as port:
+        async with Link(edge(f"https://127.0.0.1:{port}", ca_file=str(CERTIFICATE)), key) as trusting:
+            assert await trusting.submit(batch) == await trusting.submit(batch)
+        async with Link(edge(f"https://127.0.0.1:{port}"), key) as wary:
+            with pytest.raises(LinkDown, match="ConnectError"):
+                await wary.submit(batch)
 
 
 @looped
