@@ -85,7 +85,11 @@ def final(item: EdgeItem, why: Why) -> Result:
         if why is Why.DEADLINE:
             return _row(item, {"state": ResultState.EXPIRED.value})
         full = {"kind": "SpoolFull", "message": "the site has no model for it, and no room to wait for the centre"}
-        error = full if why is Why.SPOOL_FULL else (item.centre or {}).get("error") or {"kind": "CentreFailed"}
+        error = (
+            full
+            if why is Why.SPOOL_FULL
+            else (item.centre or {}).get("error") or {"kind": "CentreFailed", "message": "the centre has no answer"}
+        )
         return _row(
             item, {"state": ResultState.FAILED.value, "error": {**error, NOTE: {"by": "site", "why": why.value}}}
         )

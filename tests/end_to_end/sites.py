@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -81,7 +81,7 @@ class Sites:
     """Both fleets in a folder, the link between them, and a client as a program at the site has it."""
 
     folder: Path
-    process: subprocess.Popen[bytes]
+    edge: Edge
     centre: LocalFleet
     link: SilentLink
     client: Client
@@ -99,7 +99,8 @@ class Sites:
         return until(lambda: [one for one in self._children() if _runs(one, "producers.edge.forwarder")])[0]
 
     def _children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+        assert self.edge.process
+        return psutil.Process(self.edge.process.pid).children()
 
     def rows(self, job: str) -> list[Result]:
         return self.client.ask(lambda store: store.results(job))
@@ -145,29 +146,51 @@ def sites_in(folder: Path) -> Iterator[Sites]:
         (folder / "centre.key").write_text(key_for(centre.store_url), encoding="utf-8")
         site_file.write_text(models("") + EDGE.format(port=link.port), encoding="utf-8")
         environment = {**os.environ, "ARGOSY_HOME": str(folder / "site")}
-        process = stack.enter_context(_edge(site_file, environment))
+        edge = stack.enter_context(Edge(site_file, environment))
         where = Connection(environment=environment)
         catalogue = where.catalogue
         client = stack.enter_context(Client(where.broker_url, where.store_url, catalogue=catalogue))
-        yield Sites(folder, process, centre, link, client, environment)
+        yield Sites(folder, edge, centre, link, client, environment)
 
 
-@contextmanager
-def _edge(file: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `argosy edge` until the block ends; it stops cleanly, and leaves no process behind."""
-    command = [sys.executable, "-m", "producers.commands.main", "edge", "--config", str(file)]
-    log = file.with_name("edge.log")
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
-    try:
-        announced = Path(environment["ARGOSY_HOME"]) / "fleet.json"
+class Edge:
+    """`argosy edge` as a process, with its log beside its file."""
+
+    def __init__(self, file: Path, environment: dict[str, str]) -> None:
+        self._file = file
+        self._environment = environment
+        self._log = file.with_name("edge.log")
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it and wait until programs find it."""
+        announced = Path(self._environment["ARGOSY_HOME"]) / "fleet.json"
+        announced.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "producers.commands.main", "edge", "--config", str(self._file)]
+        with self._log.open("ab") as out:
+            process = subprocess.Popen(command, env=self._environment, stdout=out, stderr=out)
+        self.process = process
         until(lambda: announced.exists() or process.poll() is not None, 120)
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        family = psutil.Process(process.pid).children(recursive=True)
-        yield process
-    finally:
-        process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-    assert code == 0, log.read_text(encoding="utf-8")
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert not alive
+        assert process.poll() is None, self._log.read_text(encoding="utf-8")
+
+    def kill(self) -> None:
+        """Kill all of it at once, as a power cut does."""
+        assert self.process
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        for one in [self.process, *family]:
+            one.kill()
+        self.process.wait()
+        psutil.wait_procs(family, timeout=30)
+
+    def __exit__(self, *_: object) -> None:
+        """It stops cleanly, and leaves no process behind."""
+        assert self.process
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(60) == 0, self._log.read_text(encoding="utf-8")
+        _, alive = psutil.wait_procs(family, timeout=30)
+        assert not alive

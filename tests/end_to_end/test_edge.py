@@ -82,6 +82,22 @@ def test_without_the_link_the_site_works_on_and_each_item_is_synced_once(sites: 
     until(lambda: sites.status()["link"] == "up")
 
 
+def test_a_power_cut_at_the_site_loses_and_doubles_nothing(sites: Sites) -> None:
+    """All processes of the site die while some items are being asked and others wait for the centre."""
+    sites.link.hush(new=True)
+    job = sites.client.submit_many("animal", [f"emu{n} 0.{n % 2 * 8 + 1}" for n in range(200)])
+    until(lambda: sites.rows(job.id) and sites.spool)
+
+    sites.edge.kill()
+    sites.link.speak()
+    sites.edge.start()
+    until(lambda: len(sites.rows(job.id)) == 200, 150)
+
+    said = [row.output[0] for row in sites.rows(job.id)]
+    assert [one["label"] for one in said] == [f"{'' if n % 2 else 'the '}emu{n}" for n in range(200)]
+    assert len(sites.at_centre("emu")) == 100
+
+
 def test_marked_inputs_are_nowhere_at_the_centre(sites: Sites, caplog: pytest.LogCaptureFixture) -> None:
     """Everything that the centre holds is searched: databases, broker, logs, blobs. A text that was sent is found."""
     caplog.set_level(logging.INFO)  # the gateway's log: it runs in this process
