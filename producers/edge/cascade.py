@@ -27,6 +27,7 @@ class Why(StrEnum):
     UNSURE = "unsure"
     SITE_FAILED = "site-failed"
     ONLY_AT_CENTRE = "only-at-centre"
+    LOAD = "load"
     DEADLINE = "deadline"
     SPOOL_FULL = "spool-full"
     REFUSED = "centre-refused"
@@ -81,26 +82,27 @@ def escalates(task: EdgeTask, answer: Answer, *, marked: bool) -> Why | None:
 
 def final(item: EdgeItem, why: Why) -> Result:
     """Return the result of an item to which the site alone answers: its answer, its error, or nothing in time."""
-    if item.site is None:
-        if why is Why.DEADLINE:
-            return _row(item, {"state": ResultState.EXPIRED.value})
-        full = {"kind": "SpoolFull", "message": "the site has no model for it, and no room to wait for the centre"}
-        error = (
-            full
-            if why is Why.SPOOL_FULL
-            else (item.centre or {}).get("error") or {"kind": "CentreFailed", "message": "the centre has no answer"}
-        )
-        return _row(
-            item, {"state": ResultState.FAILED.value, "error": {**error, NOTE: {"by": "site", "why": why.value}}}
-        )
-    return _row(item, _noted(item.site, {"by": "site", "why": why.value}))
+    note = {"by": "site", "why": why.value}
+    if item.site is not None:
+        return _row(item, _noted(item.site, note))
+    if why is Why.DEADLINE:
+        return _row(item, {"state": ResultState.EXPIRED.value})
+    return _row(item, {"state": ResultState.FAILED.value, "error": {**_lack(item, why), NOTE: note}})
 
 
-def of_centre(item: EdgeItem) -> Result:
+def _lack(item: EdgeItem, why: Why) -> dict[str, Any]:
+    """Return the error of an item without any answer."""
+    if why is Why.SPOOL_FULL:
+        return {"kind": "SpoolFull", "message": "the site has no model for it, and no room to wait for the centre"}
+    return (item.centre or {}).get("error") or {"kind": "CentreFailed", "message": "the centre has no answer"}
+
+
+def of_centre(item: EdgeItem, *, only_at_centre: bool = False) -> Result:
     """Return the result of an item to which the centre answered: its answer beside the site's, or the site's alone."""
     centre = item.centre or {}
     if centre.get("state") == ResultState.SUCCEEDED.value:
-        reason = Why.ONLY_AT_CENTRE if item.site is None else Why.UNSURE
+        alone = Why.ONLY_AT_CENTRE if only_at_centre else Why.LOAD
+        reason = alone if item.site is None else Why.UNSURE
         note: dict[str, Any] = {"by": "centre", "why": reason.value}
         if item.site is not None:
             failed = item.site["state"] != ResultState.SUCCEEDED.value
@@ -113,6 +115,12 @@ def of_centre(item: EdgeItem) -> Result:
 def cancelled(item: EdgeItem) -> Result:
     """Return the result of an item whose job was cancelled."""
     return _row(item, {"state": ResultState.CANCELLED.value})
+
+
+def returns(item: EdgeItem, task: EdgeTask) -> bool:
+    """Return whether the site has to answer after all: the centre was to share the load, and did not."""
+    failed = (item.centre or {}).get("state") in (REFUSED, ResultState.FAILED.value)
+    return failed and item.site is None and not task.only_at_centre
 
 
 def agreed(item: EdgeItem) -> bool | None:

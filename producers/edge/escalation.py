@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from producers.edge import cascade
 from producers.edge.departure import Departing, NotSendable, StaysOnSite, departing
 from producers.edge.groups import group_id, groups, is_whole
 from producers.edge.link import BatchRefused, CentreFault, JobGone, Link, LinkDown, OutgoingBatch
+from producers.edge.load import learned
 from producers.edge.site import Site, heard
 from producers.wire.messages import Priority
 from results_store.edge.edge_spool import EdgeItem, EdgeState
@@ -214,13 +216,14 @@ class Escalation:
 
     async def _gather(self, batch: str, job: str) -> None:
         """Gather a batch's answers until none of its items waits for one."""
-        backoff = Backoff()
+        backoff, began = Backoff(), time.monotonic()
         while left := await self._left(batch):
             try:
                 async for rows in self._link.results(job):
                     self._up()
                     backoff.over()
                     await self._take(left, rows)
+                self._site.centre_s = learned(self._site.centre_s, time.monotonic() - began)
                 if await self._link.is_finished(job):
                     left = await self._left(batch)
                     gone = cascade.refused("NoResult", "the centre did not take this item")

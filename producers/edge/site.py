@@ -27,7 +27,8 @@ class Site:
     """A site as its forwarder sees it.
 
     `client` submits to the site's own models: its catalogue has no cascade. `rings` wakes the site's turn, `sends` the
-    sender. `counted` is kept in the store for `argosy edge status`.
+    sender. `counted` is kept in the store for `argosy edge status`. `centre_s` is the time that the centre
+    took for recent batches.
     """
 
     settings: EdgeSettings
@@ -41,6 +42,7 @@ class Site:
     sends: asyncio.Event = field(default_factory=asyncio.Event)
     counted: Counter[str] = field(default_factory=Counter)
     link_state: str = "not used yet"
+    centre_s: float = 0.0
 
     @property
     def worker(self) -> str:

@@ -12,6 +12,7 @@ from producers.client.request import NewItem
 from producers.edge import cascade
 from producers.edge.cascade import Why
 from producers.edge.groups import group_id, groups, is_whole
+from producers.edge.load import LoadSharing
 from producers.edge.site import Site
 from producers.wire.edge.cascade_tasks import STAY
 from producers.wire.edge.edge_settings import EdgeTask
@@ -63,13 +64,25 @@ class SiteTurn:
         now_s = self._site.clock.now_s()
         new = [item for item in new if item.due_s is None or item.due_s - now_s > LEAST_S]
         finals: list[Final] = []
+        load = LoadSharing(self._site)
         for group in groups(new, lambda item: (item.ask, item.envelope, item.task)):
             try:
-                finals += await self._ask_for(group)
+                if own := await self._keeping(group, load):
+                    finals += await self._ask_for(own)
             except (BrokerUnavailable, Overloaded) as error:
                 logger.warning("%s; the site's items are asked again", error)
                 break
         return finals
+
+    async def _keeping(self, items: Sequence[EdgeItem], load: LoadSharing) -> Sequence[EdgeItem]:
+        """Return the items that the site computes itself; the others wait for the centre from now on."""
+        if items[0].task not in self._tasks or items[0].ask is not None:
+            return items
+        shared = await load.shared(items, self._tasks[items[0].task])
+        await self._site.ask(lambda store: store.edge.move(shared, EdgeState.WAITING))
+        if shared:
+            self._site.sends.set()
+        return [item for item in items if item not in shared]
 
     async def _ask_for(self, items: Sequence[EdgeItem]) -> list[Final]:
         site, first = self._site, items[0]
@@ -123,6 +136,9 @@ class SiteTurn:
                     again.append(item)
                 continue
             answered = replace(item, site=cascade.answer_of(row))
+            if item.centre is not None:  # the centre was to share the load, and did not
+                finals.append((answered, cascade.final(answered, Why.REFUSED)))
+                continue
             why = cascade.escalates(task, answered.site or {}, marked=marked)
             if why is None:
                 failed = row.state is ResultState.FAILED
@@ -173,7 +189,18 @@ class SiteTurn:
         for item in items:
             if (same := cascade.agreed(item)) is not None:
                 self._site.counted["agreed" if same else "differed"] += 1
-        return [(item, cascade.of_centre(item)) for item in items]
+        found: list[Final] = []
+        for item in items:
+            task = self._tasks.get(item.task, EdgeTask(stay_on_site=True))
+            if cascade.returns(item, task):
+                again = {"ask": None, "batch": None, "place": None, "centre_job": None}
+                await self._move_one(item, again)
+            else:
+                found.append((item, cascade.of_centre(item, only_at_centre=task.only_at_centre)))
+        return found
+
+    async def _move_one(self, item: EdgeItem, changes: Mapping[str, Any]) -> None:
+        await self._site.ask(lambda store: store.edge.move([item], EdgeState.NEW, **changes))
 
     async def _due(self) -> list[Final]:
         items = await self._site.ask(lambda store: store.edge.due(self._site.clock.now_s()))

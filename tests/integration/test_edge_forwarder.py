@@ -39,6 +39,7 @@ from results_store.store import Store
 from tests.end_to_end.gateway_server import SETTINGS, served
 from tests.end_to_end.processes import until
 from tests.end_to_end.sites import key_for
+from tests.integration.rows import batch
 from tests.tls import CERTIFICATE, tls_in_front_of
 
 P = ParamSpec("P")
@@ -267,6 +268,61 @@ async def test_a_full_spool_says_what_it_drops(here: Place, when_full: Any, drop
     assert all(notes(here.store, jobs[text]) == [{"by": "site", "why": "spool-full"}] for text in dropped)
 
 
+def slow(store: Store) -> None:
+    """The site has learned that an item takes a second."""
+    store.commit((), batches=[batch("b0", started_at=store.now(), forward_s=10.0, items=10)])
+
+
+@pytest.mark.parametrize(
+    ("link", "deadline_s", "centre_s", "expected"),
+    [
+        ("up", 8.0, 1.0, {"asked": 5, "waiting": 15}),
+        ("up", 1000.0, 1.0, {"asked": 20}),
+        ("up", 8.0, 9.0, {"asked": 20}),
+        ("the centre: ConnectError", 8.0, 1.0, {"asked": 20}),
+    ],
+)
+@looped
+async def test_whole_batches_go_to_the_centre_before_they_are_late(
+    here: Place, link: str, deadline_s: float, centre_s: float, expected: dict[str, int]
+) -> None:
+    """By the learned seconds of the site's queue. A centre that is away or busy leaves the site more."""
+    slow(here.store)
+    async with forwarder(here, edge(share_load=True)) as own:
+        own.site.link_state, own.site.centre_s = link, centre_s
+        for number in range(4):
+            await own.programs.submit_many("sentiment", [f"text {number} {n}" for n in range(5)], deadline_s=deadline_s)
+        await own.take_in()
+        await own.turn.turn()
+    assert states(here.store) == expected
+
+
+@looped
+async def test_a_shared_item_that_the_centre_does_not_take_is_answered_by_the_site(
+    here: Place, there: Place, centre_url: str
+) -> None:
+    """Marked items are not shared; the others say that the load was the reason, or that the centre refused."""
+    slow(here.store)
+    tasks = {"sentiment": EdgeTask(threshold=0.8, centre="feeling")}
+    settings = EdgeSettings(site="harbour", centre=centre_url, tasks=tasks, share_load=True)
+    async with forwarder(here, settings, key_for(there.url)) as own:
+        own.site.link_state = "up"
+        texts = [NewItem(f"text {n}", params={"stay_on_site": n == 0}) for n in range(200)]
+        job = await own.asked(texts, deadline_s=100)
+        assert states(here.store)["waiting"] == 199
+        while await own.escalation._send():
+            pass
+        for _ in range(2):
+            await own.turn.turn()
+            here.answer(lambda item: 0.3)
+        await own.turn.turn()
+
+    found = notes(here.store, job)
+    assert found[0] == {"by": "site", "why": "stays-on-site"}
+    assert {note["why"] for note in found[1:]} == {"centre-refused"}
+    assert len(found) == 200
+
+
 @looped
 async def test_an_item_that_the_centre_refuses_keeps_the_sites_answer(
     here: Place, there: Place, centre_url: str
@@ -325,10 +381,13 @@ async def test_marked_items_are_never_batched(here: Place, there: Place, centre_
         here.store.edge.move(here.store.edge.of_job(other), EdgeState.WAITING, params=None)
         while await own.escalation._send():
             pass
+        for _ in range(2):  # the site is asked again, and answers
+            await own.turn.turn()
+            here.answer(lambda item: 0.3)
         await own.turn.turn()
 
     assert there.answer(lambda item: 0.9) == ["no secret"]
-    assert here.store.results(other)[0].error is not None
+    assert notes(here.store, other) == [{"by": "site", "why": "centre-refused"}]
 
 
 @looped

@@ -61,7 +61,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `ca_file` the certificates to trust in place of the system's. Items without a deadline wait for the centre for
     `wait_s` (0: without limit). At most `spool_items` items, and `spool_mib` of their inputs, wait for the centre; when
     they are full, the oldest (``drop-oldest``) or the new one (``refuse-new``) is answered by the site alone. A centre
-    that says nothing for `answer_s` counts as away.
+    that says nothing for `answer_s` counts as away. With `share_load`, items that the site's own models would compute
+    after their deadline go to the centre without being asked here.
     """
 
     site: str = ""
@@ -70,6 +71,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ca_file: str = ""
     wait_s: float = 0.0
     answer_s: float = 30.0
+    share_load: bool = False
     spool_items: int = 100_000
     spool_mib: float = 1024.0
     when_full: Literal["drop-oldest", "refuse-new"] = "drop-oldest"
