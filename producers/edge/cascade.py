@@ -109,7 +109,8 @@ def of_centre(item: EdgeItem, *, only_at_centre: bool = False) -> Result:
             note["site"] = item.site.get("error") if failed else item.site.get("output")
             note["why"] = Why.SITE_FAILED.value if failed else reason.value
         return _row(item, _noted(centre, note))
-    return final(item, Why.REFUSED if centre.get("state") == REFUSED else Why.FAILED)
+    reasons = {REFUSED: Why.REFUSED, ResultState.EXPIRED.value: Why.DEADLINE}
+    return final(item, reasons.get(str(centre.get("state")), Why.FAILED))
 
 
 def cancelled(item: EdgeItem) -> Result:

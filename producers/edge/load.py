@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from producers.edge import cascade
 from producers.edge.site import Site
@@ -20,13 +21,9 @@ def learned(before_s: float, took_s: float) -> float:
     return took_s if not before_s else before_s + NEWEST * (took_s - before_s)
 
 
-def queue_s(work: Sequence[QueuedWork], model: str, priority: int, more: int) -> float:
-    """Return the seconds until `more` items behind a model's queue are computed; 0 while its speed is unknown."""
-    ahead = [part for part in work if part.model == model and part.priority <= priority]
-    known = [part.seconds_per_item for part in work if part.model == model and part.seconds_per_item is not None]
-    if not known:
-        return 0.0
-    return (sum(part.items for part in ahead) + more) * max(known)
+def queued_items(work: Sequence[QueuedWork], model: str, priority: int) -> int:
+    """Return the items that a model computes before new ones of a priority."""
+    return sum(part.items for part in work if part.model == model and part.priority <= priority)
 
 
 class LoadSharing:
@@ -34,8 +31,9 @@ class LoadSharing:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._work: list[QueuedWork] | None = None
-        self._asked = 0
+        self._work: Sequence[QueuedWork] = ()
+        self._rates: Mapping[str, float] | None = None
+        self._asked: Counter[str] = Counter()
 
     async def shared(self, items: Sequence[EdgeItem], task: EdgeTask) -> list[EdgeItem]:
         """Return the items of a group that go to the centre: none or, marked ones aside, all of them.
@@ -49,10 +47,13 @@ class LoadSharing:
         left_s = first.due_s - site.clock.now_s()
         if site.centre_s > left_s:
             return []
-        if self._work is None:
-            self._work = await site.client.queued_work()
+        if self._rates is None:
+            self._rates, self._work = await site.ask(
+                lambda store: (store.flight.seconds_per_item(), store.flight.queued_work())
+            )
         model = (await site.client.catalogue()).task(task.site or first.task).model
-        if queue_s(self._work, model, first.priority, self._asked + len(items)) > left_s:
+        ahead = queued_items(self._work, model, first.priority) + self._asked[model]
+        if (ahead + len(items)) * self._rates.get(model, 0.0) > left_s:
             return leaving
-        self._asked += len(items)
+        self._asked[model] += len(items)
         return []
