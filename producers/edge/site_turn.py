@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,7 @@ class SiteTurn:
         self._site = site
         self._tasks = site.settings.tasks
         self._full = False
+        self._finishing = asyncio.Lock()  # two that end parts of an envelope would both believe that others are left
 
     async def turn(self) -> bool:
         """Take a turn; return whether there may be more to do at once. Raises StoreUnavailable."""
@@ -226,8 +228,11 @@ class SiteTurn:
 
     async def _finish(self, finals: Sequence[Final]) -> None:
         """Commit results, tell who waits, and only then remove the rows: repeated, each of these changes nothing."""
-        if not finals:
-            return
+        if finals:
+            async with self._finishing:
+                await self._finish_now(finals)
+
+    async def _finish_now(self, finals: Sequence[Final]) -> None:
         items, rows = [item for item, _ in finals], [row for _, row in finals]
         ended: defaultdict[str, int] = defaultdict(int)
         for item in items:

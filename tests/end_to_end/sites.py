@@ -163,7 +163,11 @@ class Edge:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def start(self) -> None:
@@ -174,7 +178,7 @@ class Edge:
         with self._log.open("ab") as out:
             process = subprocess.Popen(command, env=self._environment, stdout=out, stderr=out)
         self.process = process
-        until(lambda: announced.exists() or process.poll() is not None, 120)
+        until(lambda: announced.exists() or process.poll() is not None, 300)
         assert process.poll() is None, self._log.read_text(encoding="utf-8")
 
     def kill(self) -> None:

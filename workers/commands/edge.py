@@ -13,7 +13,7 @@ from workers.commands.shared_options import FLEET_FILE
 @click.command("edge-site", hidden=True)
 @FLEET_FILE
 def edge_site(config: Path | None) -> None:
-    """Start a site and run it until Ctrl-C: what `argosy edge` does."""
+    """Start a site and run it until Ctrl-C, for `argosy edge`."""
     import os
 
     from producers.wire import connection
