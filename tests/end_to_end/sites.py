@@ -173,12 +173,15 @@ class Edge:
     def start(self) -> None:
         """Start it and wait until programs find it."""
         announced = Path(self._environment["ARGOSY_HOME"]) / "fleet.json"
-        announced.unlink(missing_ok=True)
         command = [sys.executable, "-m", "producers.commands.main", "edge", "--config", str(self._file)]
         with self._log.open("ab") as out:
             process = subprocess.Popen(command, env=self._environment, stdout=out, stderr=out)
         self.process = process
-        until(lambda: announced.exists() or process.poll() is not None, 300)
+
+        def told() -> bool:  # a killed site leaves its file, by which the next one keeps its port
+            return announced.exists() and json.loads(announced.read_bytes())["pid"] == process.pid
+
+        until(lambda: told() or process.poll() is not None, 300)
         assert process.poll() is None, self._log.read_text(encoding="utf-8")
 
     def kill(self) -> None:
