@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 
 .PHONY: demo test check prose mutation bench plots install clean \
-	test-benchmarks test-celery test-clients test-faults test-folders test-gpu test-hostile test-media test-morning test-quiet test-stack test-training test-upgrade
+	test-benchmarks test-celery test-clients test-edge test-faults test-folders test-gpu test-hostile test-media test-morning test-quiet test-stack test-training test-upgrade
 
 install: $(INSTALLED)
 
@@ -70,6 +70,10 @@ test-faults: $(INSTALLED)
 # Recipes of every kind: trained, killed, compared, and put into service: minutes.
 test-training: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m training
+
+# Sites with their centre: whole fleets, links that are cut, and a search through everything that the centre holds.
+test-edge: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m edge
 
 # Every network call of a fleet, read by strace, while each built-in model answers (an hour: benchmarks/quiet.py).
 test-quiet: $(INSTALLED)

@@ -1,7 +1,8 @@
 """The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
 Other tables have their own objects, which are attributes of `Store`: `tenants`, `flight` (the micro-batches),
-`dead_letters`, `retention`, `declarations` (of models), and the gateway's `keys`, `files` and `file_batches`.
+`dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files` and `file_batches`, and a site's
+`edge`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from results_store.edge.edge_spool import EdgeSpool
 from results_store.gateway.api_keys import ApiKeys
 from results_store.gateway.gateway_batches import GatewayBatches
 from results_store.gateway.gateway_files import GatewayFiles
@@ -62,6 +64,7 @@ class Store:
         self.flight = FlightRecorder(self._database)
         self.dead_letters = DeadLetters(self._database)
         self.retention = Retention(self._database)
+        self.edge = EdgeSpool(self._database)
 
     def __repr__(self) -> str:
         return f"Store({str(self._database)!r})"

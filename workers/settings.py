@@ -22,6 +22,7 @@ import msgspec
 from producers.wire.blobs import BlobSettings
 from producers.wire.catalogue import Catalogue, Limits
 from producers.wire.connection import AdmissionSettings, Connection, checked_url
+from producers.wire.edge.edge_settings import EdgeSettings, edge_settings
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import known, read_toml, typed
 from producers.wire.forms import Redactable
@@ -218,6 +219,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     blobs: BlobSettings = BlobSettings()
     broker: PlaceSettings = PlaceSettings()
     store: PlaceSettings = PlaceSettings()
+    edge: EdgeSettings | None = None
 
     @property
     def connection(self) -> Connection:
@@ -261,7 +263,9 @@ def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.
     built_in = built_in_tables()
     chosen = path or environment.get("ARGOSY_FLEET")
     merged = _merge(built_in, _with_paths(read_toml(chosen), Path(chosen))) if chosen else built_in
-    return _typed(_with_blob_url(merged, environment), str(chosen or "builtin.toml"))
+    cascade = edge_settings(chosen) if chosen and "edge" in merged else None
+    others = {name: table for name, table in _with_blob_url(merged, environment).items() if name != "edge"}
+    return msgspec.structs.replace(_typed(others, str(chosen or "builtin.toml")), edge=cascade)
 
 
 def built_in_tables() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from producers.commands.operate import COMMANDS
 from producers.commands.status import status
 from producers.commands.submit import submit
 from producers.commands.tenants import tenants
+from producers.edge.edge_commands import edge
 from producers.wire.atomic_files import atomically
 from producers.wire.command_line import CommandLine, say
 
@@ -144,7 +145,7 @@ def _writing(output: Path | None) -> Iterator[TextIO]:
         yield file
 
 
-for _command in [submit, status, index, batches, *COMMANDS, tenants]:
+for _command in [submit, status, index, batches, *COMMANDS, tenants, edge]:
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import msgspec
 
 from producers.wire.blobs import BlobSettings
 from producers.wire.catalogue import Catalogue
+from producers.wire.edge.cascade_tasks import programs_catalogue
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.fleet_file import read_toml, typed
 from producers.wire.messages import Priority
@@ -133,7 +134,7 @@ class Connection:
     def catalogue(self) -> Catalogue:
         """The tasks of ``ARGOSY_FLEET``'s ``fleet.toml``, or else of the local fleet, or else the built-in tasks."""
         path = self.fleet_file
-        return Catalogue.from_toml(path) if path else Catalogue.builtin()
+        return programs_catalogue(path) if path else Catalogue.builtin()
 
     @property
     def admission(self) -> AdmissionSettings:

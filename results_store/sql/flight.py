@@ -72,6 +72,11 @@ class FlightRecorder:
                 for model, priority, lane, items in connection.execute(wanted)
             ]
 
+    def seconds_per_item(self) -> Mapping[str, float]:
+        """Return the recent device time of an item by model, also of models without queued work."""
+        with self._database.read() as connection:
+            return _seconds_per_item(connection)
+
 
 def _seconds_per_item(connection: Connection) -> Mapping[str, float]:
     """Return the device time per item of each model, divided by the number of devices that share the work."""

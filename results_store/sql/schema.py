@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0013"
+REVISION = "0014"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
@@ -361,3 +361,41 @@ gateway_batches = Table(
 _OPEN = gateway_batches.c.finished_at == None  # noqa: E711 - SQL
 
 Index("gateway_batches_open", gateway_batches.c.leased_until, sqlite_where=_OPEN, postgresql_where=_OPEN)
+
+# A site's items whose results are not final: see `results_store.edge.edge_spool`. `due_s` is by the site's own clock,
+# which is no Unix time. `site` and `centre` hold an answer each.
+edge_items = Table(
+    "edge_items",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("task", Text, primary_key=True),
+    Column("envelope", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key", Text),
+    Column("params", Json),
+    Column("bytes", BigInteger, nullable=False),
+    Column("queued_at", Double, nullable=False),
+    Column("due_s", Double),
+    Column("ask", Text),
+    Column("site_job", Text),
+    Column("batch", Text),
+    Column("centre_job", Text),
+    Column("place", BigInteger),  # in the submission that `ask` or `batch` names
+    Column("site", Json),
+    Column("centre", Json),
+    Index("edge_items_next", "state", "priority", "job", "seq"),
+    Index("edge_items_envelope", "envelope"),
+    Index("edge_items_site_job", "site_job"),
+    Index("edge_items_batch", "batch"),
+)
+
+# The site's clock and its counters, a row each.
+edge_notes = Table(
+    "edge_notes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Json, nullable=False),
+)

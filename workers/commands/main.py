@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from producers.wire.command_line import FAILED, console, log_to_stderr, say, visible
-from workers.commands import compress, flight_recorder, models, train
+from workers.commands import compress, edge, flight_recorder, models, train
+from workers.commands.running import run_fleet
 from workers.commands.shared_options import FLEET_FILE
 
 #: A port that a server can be told to use.
@@ -43,54 +42,24 @@ def up(*, config: Path | None, flower: bool, broker_port: int | None, flower_por
         argosy up
         argosy submit reviews.txt --task sentiment --watch      (in another terminal)
     """
-    from rich.console import Console
-
     from producers.wire import connection
     from producers.wire.errors import ConfigurationError
     from workers import settings
     from workers.fleet import local as fleet
 
-    if os.environ.get("ARGOSY_BROKER_URL"):
-        problem = "ARGOSY_BROKER_URL: is set, so clients would not find this fleet, which has its own broker"
-        raise ConfigurationError(f"{problem}; unset it, or run `argosy worker` for that broker")
-    log_to_stderr()
-    os.umask(0o077)  # store and logs hold inputs; the home folder may be open to others
-    console = Console(stderr=True)
+    chosen = settings.load(config)
+    if chosen.edge is not None:
+        problem = f"{config}: edge: nobody would serve its tasks in this fleet"
+        raise ConfigurationError(f"{problem}; start the site with `argosy edge`")
     local = fleet.LocalFleet(
-        settings.load(config),
+        chosen,
         connection.home(),
         config=config,
         flower=flower,
         broker_port=broker_port,
         flower_port=flower_port,
     )
-    _on_stop_signals(lambda number: signal.default_int_handler(number, None))  # it undoes the steps so far
-    with console.status("starting: broker, store, workers (loading models) …"):
-        local.start()
-    _on_stop_signals(lambda _: local.request_stop())
-    try:
-        for line in local.whereabouts():
-            say(line)
-        local.watch()
-    finally:
-        with console.status("stopping: running envelopes are finished or go back to their queue …"):
-            local.stop()
-    say("stopped; unfinished work stays in the store and goes on with the next `argosy up`")
-
-
-def _on_stop_signals(stop: Callable[[int], object]) -> None:
-    """Call `stop` at SIGINT and SIGTERM, and at the SIGHUP of a closed terminal unless it is ignored (nohup)."""
-
-    def hung_up(number: int, _: object) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):  # writing to a terminal that is gone would fail in the middle of the stop
-            os.dup2(nowhere, stream)
-        stop(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: stop(number))
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, hung_up)
+    run_fleet(local)
 
 
 @click.command()
@@ -214,6 +183,7 @@ def doctor(config: Path | None) -> None:
 
 COMMANDS: list[click.Command] = [
     up,
+    edge.edge_site,
     worker,
     migrate,
     models.models,

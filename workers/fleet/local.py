@@ -62,6 +62,7 @@ class LocalFleet:
 
     `config` is the ``fleet.toml`` that `settings` were loaded from (default: ``$ARGOSY_FLEET``); workers and clients
     read it too. The broker and Flower have the ports given here, or else the ports of the start before in this home.
+    A site has a `forwarder`, which serves the tasks of ``[edge]``.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class LocalFleet:
         *,
         config: Path | None = None,
         flower: bool = True,
+        forwarder: bool = False,
         workers_per_device: int = 1,
         broker_port: int | None = None,
         flower_port: int | None = None,
@@ -82,6 +84,7 @@ class LocalFleet:
         self.services: list[Service] = []
         self.flower_url = ""
         self._with_flower = flower
+        self._with_forwarder = forwarder
         self._workers_per_device = workers_per_device
         self._flower_port = flower_port
         self._valkey = EmbeddedValkey(home / "valkey", port=broker_port)
@@ -261,6 +264,10 @@ class LocalFleet:
         for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
             for number in range(self._workers_per_device):
                 self.services.append(self._worker(device, number, environment))
+        if self._with_forwarder:
+            command = [sys.executable, "-m", "producers.edge.forwarder"]
+            log = self.home / "logs" / "forwarder.log"
+            self.services.append(Service("forwarder", command, environment, log, stop_timeout_s=15.0))
         if self._with_flower:
             self.services.append(self._flower(environment))
         for service in self.services:

@@ -1,0 +1,208 @@
+"""The forwarder's process: ``python -m producers.edge.forwarder``, started and watched by `argosy edge`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from producers.client.async_client import AsyncClient
+from producers.edge.cascade_intake import CascadeIntake
+from producers.edge.departure import Roots
+from producers.edge.escalation import Escalation
+from producers.edge.link import Link
+from producers.edge.site import LEASE_S, Site, heard
+from producers.edge.site_clock import SiteClock
+from producers.edge.site_turn import SiteTurn
+from producers.wire.catalogue import Catalogue
+from producers.wire.command_line import log_to_stderr
+from producers.wire.connection import Connection
+from producers.wire.edge.cascade_tasks import with_cascade
+from producers.wire.edge.edge_settings import EDGE, EdgeSettings, edge_settings
+from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded, without_text
+from producers.wire.fleet_file import read_toml
+from producers.wire.live_nodes import NODES, node_key
+from producers.wire.messages import REFERENCE
+from producers.wire.publisher import Publisher, as_unavailable
+from results_store.errors import StoreUnavailable
+from results_store.store import Store
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two turns without a bell, between announcements, and after which a silent forwarder counts as gone.
+TURN_S, TELL_EVERY_S, GONE_AFTER_S = 1.0, 2.0, 10
+
+#: Seconds between two notes of the clock and the counters, and between two looks for lost jobs.
+NOTE_EVERY_S, LOST_EVERY_S = 5.0, 60.0
+
+
+def settings_of(config: str | Path) -> tuple[EdgeSettings, Catalogue]:
+    """Return a site's settings and the catalogue of its own models. Raises ConfigurationError."""
+    settings = edge_settings(config)
+    if settings is None:
+        raise ConfigurationError(f"{config}: edge: is missing; `argosy edge` needs this table (docs/edge.md)")
+    own = Catalogue.from_toml(config)
+    with_cascade(own, settings, where=str(config))
+    return settings, own
+
+
+async def forward(config: str | Path, where: Connection, stopping: asyncio.Event) -> None:
+    """Serve a site's cascade until `stopping` is set. Raises ConfigurationError."""
+    settings, own = settings_of(config)
+    key = settings.key(os.environ)
+    limits = read_toml(config).get("limits", {})
+    roots = Roots(tuple(limits.get("allowed_roots", ())), own.limits.max_input_bytes)
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(Store(where.store_url))
+        publisher = stack.enter_context(closing(Publisher(where.broker_url, where.look_up)))
+        client = await stack.enter_async_context(AsyncClient(where.broker_url, where.store_url, catalogue=own))
+        link = await stack.enter_async_context(Link(settings, key))
+        site = Site(
+            settings=settings,
+            store=store,
+            client=client,
+            publisher=publisher,
+            clock=SiteClock(store.edge.noted("clock")),
+            roots=roots,
+            drop_inputs=bool(read_toml(config).get("worker", {}).get("drop_inputs", False)),
+            counted=Counter(store.edge.noted("status").get("counted", {})),
+        )
+        await _serve(site, link, stopping)
+
+
+async def _serve(site: Site, link: Link, stopping: asyncio.Event) -> None:
+    turn = SiteTurn(site)
+    duties = {
+        "intake": CascadeIntake(site).run,
+        "escalation": Escalation(site, link).run,
+        "turns": lambda: _turns(site, turn),
+        "notices": lambda: _notices(site),
+        "leases": lambda: _every(LEASE_S / 4, lambda: _renew(site)),
+        "presence": lambda: _every(TELL_EVERY_S, lambda: asyncio.to_thread(_tell, site)),
+        "cancellations": lambda: _every(TURN_S, turn.cancelled),
+        "notes": lambda: _every(NOTE_EVERY_S, lambda: note(site, link)),
+        "lost jobs": lambda: _every(LOST_EVERY_S, turn.lost),
+    }
+    tasks = [asyncio.create_task(_guarded(name, duty), name=name) for name, duty in duties.items()]
+    logger.info("site %s serves %s", site.settings.site, ", ".join(site.settings.tasks))
+    try:
+        await stopping.wait()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await note(site, link)
+        await asyncio.to_thread(_leave, site)
+        await site.ask(lambda store: store.release(store.edge.envelopes(), worker=site.worker))
+
+
+async def _guarded(name: str, duty: Callable[[], Awaitable[object]]) -> None:
+    """Run a duty for good: after any error it begins again. An error's text may hold an input, and is not logged."""
+    while True:
+        try:
+            await duty()
+        except (StoreUnavailable, BrokerUnavailable, Overloaded) as error:
+            logger.warning("%s: %s", name, error)
+        except Exception as error:  # noqa: BLE001 - the duty goes on; its state is in the store
+            logger.error("%s: %s", name, without_text(error))  # noqa: TRY400 - a traceback would have the text
+        await asyncio.sleep(TURN_S)
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await work()
+        await asyncio.sleep(seconds)
+
+
+async def _turns(site: Site, turn: SiteTurn) -> None:
+    while True:
+        if not await turn.turn():
+            await heard(site.rings, TURN_S)
+
+
+async def _notices(site: Site) -> None:
+    """Ring the bell whenever something of the site's fleet is done."""
+    redis = site.publisher.subscriber()
+
+    def hear(listening: Any) -> bool:
+        with as_unavailable(redis):
+            return listening.get_message(timeout=TURN_S / 2) is not None
+
+    with closing(redis), closing(_subscription(redis)) as listening:
+        with as_unavailable(redis):
+            await asyncio.to_thread(listening.psubscribe, "argosy.done.*")
+        while True:
+            if await asyncio.to_thread(hear, listening):
+                site.rings.set()
+
+
+def _subscription(redis: Any) -> Any:
+    return redis.pubsub(ignore_subscribe_messages=True)
+
+
+async def _renew(site: Site) -> None:
+    await site.ask(lambda store: store.renew(store.edge.envelopes(), worker=site.worker, lease_s=LEASE_S))
+
+
+def _tell(site: Site) -> None:
+    """Announce that the cascade's model is served, as a node does."""
+    node = {
+        "name": site.worker,
+        "device": "forwarder",
+        "models": {EDGE: {"revision": "cascade"}},
+        "loaded": [EDGE],
+        "reads": REFERENCE,
+        "at": time.time(),
+    }
+    redis = site.publisher.redis
+    with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
+        pipeline.sadd(NODES, site.worker)
+        pipeline.set(node_key(site.worker), msgspec.json.encode(node), ex=GONE_AFTER_S)
+        pipeline.execute()
+
+
+def _leave(site: Site) -> None:
+    redis = site.publisher.redis
+    try:
+        with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
+            pipeline.srem(NODES, site.worker)
+            pipeline.delete(node_key(site.worker))
+            pipeline.execute()
+    except (BrokerUnavailable, Overloaded) as error:
+        logger.warning("%s", error)
+
+
+async def note(site: Site, link: Link) -> None:
+    """Keep the clock and the counters for the next process, and for `argosy edge status`."""
+    site.counted["sent_bytes"] += link.sent_bytes
+    site.counted["received_bytes"] += link.received_bytes
+    link.sent_bytes = link.received_bytes = 0
+    status = {"site": site.settings.site, "link": site.link_state, "at": time.time(), "counted": dict(site.counted)}
+    await site.ask(lambda store: store.edge.note("clock", site.clock.note()))
+    await site.ask(lambda store: store.edge.note("status", status))
+
+
+async def _run() -> None:
+    where, stopping = Connection(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await forward(where.fleet_file or "fleet.toml", where, stopping)
+
+
+def main() -> None:
+    """Run the forwarder of the site whose addresses the environment has."""
+    log_to_stderr()
+    asyncio.run(_run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A site's spool: the items of its cascade whose results are not final."""
