@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,7 +31,8 @@ from workers.batching.serving.processor_load import ProcessorTimes, others_share
 from workers.batching.serving.tuned_backend import TURN_OF, BackendDecision, MeasuredBackend, best_of
 from workers.device import accelerator
 from workers.device.device_process import ModelToLoad
-from workers.models.backends.choice import REFERENCE, Backend
+from workers.device.devices import Device
+from workers.models.backends.choice import REFERENCE, Backend, Precision
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import Model
 from workers.models.sources import model_source
@@ -69,14 +70,18 @@ TURNS, LEAST_TURNS = 5, 2
 COST_TURNS = 2
 
 
-def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
-    """Yield the reference and possibly faster candidates on a device.
+def candidates(device: Device, *, labelled: bool, reference: Backend = REFERENCE) -> Iterator[Backend]:
+    """Yield the reference and possibly faster candidates on a device. A device of another runtime has its own alone.
 
     int8 changes outputs by more than can be judged without labels, and a worker's first start should neither try two
     candidates of a kind nor compile for half a minute.
     """
-    yield REFERENCE
-    if device == "cpu":
+    yield reference
+    if device.pinned is not None:
+        yield from (replace(device.pinned, precision=one) for one in _precisions(device.pinned, labelled, reference))
+    elif reference.name != "torch":  # an ONNX file
+        yield from (Backend("openvino", one) for one in _precisions(Backend("openvino"), labelled, reference))
+    elif device.name == "cpu":
         yield Backend("torch", "bf16")
         yield from (Backend("openvino", "fp32"), Backend("openvino", "bf16"))
         if labelled or importlib.util.find_spec("openvino") is None:
@@ -87,6 +92,15 @@ def candidates(device: str, *, labelled: bool) -> Iterator[Backend]:
         yield from (Backend("torch", "bf16"), Backend("torch", "fp16"))
         if labelled:
             yield from (Backend("torch", "bf16", compiled=True), Backend("torch", "fp16", compiled=True))
+
+
+def _precisions(runtime: Backend, labelled: bool, reference: Backend) -> tuple[Precision, ...]:
+    """Return the precisions of a runtime to try. An ONNX file has its own; OpenVINO rounds fp32 further."""
+    if reference.name != "torch" and (reference.precision != "fp32" or runtime.name == "onnxruntime"):
+        return (reference.precision,)
+    if runtime.name == "onnxruntime":
+        return ("fp32", "int8") if labelled else ("fp32",)
+    return ("fp32", "bf16") if runtime.device in ("", "CPU") else ("fp32", "fp16", "bf16")
 
 
 @dataclass(slots=True)
@@ -106,20 +120,25 @@ def tune(
 
     Raises ConfigurationError if not even the reference runs.
     """
-    began = ProcessorTimes.now()
-    reference = _load(wanted, REFERENCE, device)
-    trials, timed = _trials(reference.model, SAMPLE if device == "cpu" else GPU_SAMPLE)
-    loaded, refused = _all_loaded(wanted, reference, device, labelled=labelled, deadly=deadly or {})
-    budgets = _budgets(reference.model, device)
+    began, on = ProcessorTimes.now(), Device(device, "")
+    reference = _load(wanted, wanted.build().reference, on)
+    trials, timed = _trials(reference.model, SAMPLE if on.of_torch == "cpu" else GPU_SAMPLE)
+    loaded, refused = _all_loaded(wanted, reference, on, labelled=labelled, deadly=deadly or {})
+    budgets = _budgets(reference.model, on)
     usual = budgets[len(budgets) // 2]
     _take_turns([(candidate, _batches(timed, usual)) for candidate in loaded], TURNS)
     if reference.problem:
-        raise ConfigurationError(f"models.{wanted.name}: {REFERENCE} {reference.problem}")
+        raise ConfigurationError(f"models.{wanted.name}: {reference.backend} {reference.problem}")
     judged = _batches(trials[:SAMPLE], usual)
     expected = answered(reference.model, judged)
     labels = _labelled(wanted, reference.model) if labelled else {}
     right = {task: _right(reference.model, task, examples) for task, examples in labels.items()}
     measured = [_judged(candidate, len(timed), judged, expected, labels, right) for candidate in loaded]
+    only_judges = f"it only judges here: the node runs on {device}" if on.pinned else ""
+    measured[0] = msgspec.structs.replace(measured[0], refused=only_judges)
+    if all(one.refused for one in measured):
+        reasons = "; ".join(f"{one.backend}: {one.refused}" for one in (*measured[1:], *refused))
+        raise ConfigurationError(f"models.{wanted.name}: nothing runs on {device}: {reasons}")
     best = best_of(measured)
     chosen = next(candidate for candidate in loaded if candidate.backend == best.backend)
     rates = _rates(chosen, timed, budgets)
@@ -140,30 +159,30 @@ def tune(
 
 
 def _all_loaded(
-    wanted: ModelToLoad, reference: _Candidate, device: str, *, labelled: bool, deadly: Mapping[str, str]
+    wanted: ModelToLoad, reference: _Candidate, device: Device, *, labelled: bool, deadly: Mapping[str, str]
 ) -> tuple[list[_Candidate], list[MeasuredBackend]]:
     """Return the candidates that load here, the reference first, and those that do not."""
     loaded, refused = [reference], list[MeasuredBackend]()
-    for backend in candidates(device, labelled=labelled):
-        if backend.is_reference or backend.name not in reference.model.backends:
+    for backend in candidates(device, labelled=labelled, reference=reference.backend):
+        if backend == reference.backend or backend.name not in reference.model.backends:
             continue
         if str(backend) in deadly:
             refused.append(_not_run(backend, deadly[str(backend)]))
             continue
         try:
-            _check_memory(Path(wanted.folder), device, len(loaded))
+            _check_memory(Path(wanted.folder), device.of_torch, len(loaded))
             loaded.append(_load(wanted, backend, device))
         except Exception as error:  # noqa: BLE001 - tracers, compilers and networks raise errors of every type
             refused.append(_not_run(backend, _said(error).removeprefix(f"models.{wanted.name}").lstrip(":. ")))
     return loaded, refused
 
 
-def _load(wanted: ModelToLoad, backend: Backend, device: str) -> _Candidate:
+def _load(wanted: ModelToLoad, backend: Backend, device: Device) -> _Candidate:
     model = msgspec.structs.replace(wanted, backend=backend).build()
     if not model.tunable:
         raise ConfigurationError(f"models.{wanted.name}: {type(model).__name__} has no backends to choose from")
     _tell(backend)
-    model.load(device)
+    model.load(device.of_torch)
     model.try_out()
     return _Candidate(backend, model)
 
@@ -274,7 +293,7 @@ def _judged(
         shift=round(found.shift, 6),
         same=round(found.same, 4),
         accuracy={task: round(value, 4) for task, value in accuracy.items()},
-        refused="" if candidate.backend.is_reference else _refusal(found, lost),
+        refused=_refusal(found, lost),
     )
 
 
@@ -305,9 +324,9 @@ def _right(model: Model, task: str, examples: Sequence[data.Example]) -> float:
     return sum(label == example.label for label, example in zip(found, examples, strict=True)) / len(examples)
 
 
-def _budgets(model: Model, device: str) -> list[int]:
+def _budgets(model: Model, device: Device) -> list[int]:
     """Return the batch costs that a model is measured with on a device."""
-    more = range(1, 1 + GPU_DOUBLINGS) if device != "cpu" and model.budgets else ()
+    more = range(1, 1 + GPU_DOUBLINGS) if device.is_cuda and model.budgets else ()
     return [*model.budgets, *(model.budgets[-1] << doublings for doublings in more)]
 
 
@@ -334,10 +353,9 @@ def main() -> None:
     file, device = Path(sys.argv[1]), sys.argv[2]
     asked: Any = msgspec.json.decode(sys.stdin.buffer.read(), type=_Asked)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    pinned = "cuda:0" if device.startswith("cuda") else device
-    accelerator.set_up(pinned)
+    accelerator.set_up(Device(device, "").of_torch)
     try:
-        decision = tune(asked.model, pinned, labelled=asked.labelled, deadly=asked.deadly)
+        decision = tune(asked.model, device, labelled=asked.labelled, deadly=asked.deadly)
     except Exception as error:  # noqa: BLE001 - its caller reports the last line
         traceback.print_exc()
         sys.exit(_said(error).removeprefix(f"models.{asked.model.name}: "))

@@ -30,7 +30,7 @@ from producers.wire.errors import ConfigurationError
 from workers.batching.serving.processor_load import BUSY, QUIET, ProcessorTimes, others_share
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device, available_cores, pinned_environment
-from workers.models.backends.choice import BY_PRECISION, REFERENCE, Backend
+from workers.models.backends.choice import BY_PRECISION, Backend
 from workers.models.sources import model_source
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class BackendDecision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def best_of(measured: Sequence[MeasuredBackend]) -> MeasuredBackend:
-    """Return the choice among the admitted candidates.
+    """Return the choice among the admitted candidates, which must not be none.
 
     In each precision it is the fastest. Of two precisions the better one wins, unless the slowest turn of the other
     candidate is faster than its fastest turn by `LEAST_GAIN`. So noise never costs precision.
@@ -108,7 +108,7 @@ def best_of(measured: Sequence[MeasuredBackend]) -> MeasuredBackend:
         fastest = max(of_this, key=lambda one: one.items_per_s, default=None)
         if fastest is not None and (best is None or fastest.slowest > LEAST_GAIN * best.fastest):
             best = fastest
-    assert best is not None, "the reference is always admitted"
+    assert best is not None, "without a device of another runtime the reference is admitted"
     return best
 
 
@@ -138,7 +138,7 @@ def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int =
             if not ran.returncode:
                 break
             at_work = _TURN_OF.findall(ran.stderr.decode(errors="replace"))[-1:]
-            if ran.returncode > 0 or not at_work or at_work[0] in (str(REFERENCE), *deadly):
+            if ran.returncode > 0 or not at_work or at_work[0] in (str(model.build().reference), *deadly):
                 raise ConfigurationError(f"models.{model.name}: cannot be tuned: {_reason(ran)}")
             deadly[at_work[0]] = _reason(ran)
     found = find(model, device)
@@ -155,8 +155,8 @@ def _reason(ran: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> BackendDecision | None:
-    """Return the decision for a model; None means the reference backend. If `measure` allows it, measures if there is
-    none, or a provisional one and the machine is quiet.
+    """Return the decision for a model; None means its reference, or the only backend of a pinned device. If `measure`
+    allows it, measures if there is none, or a provisional one and the machine is quiet.
 
     Several workers that start together measure once. Without a writable cache, nothing is measured.
     """
@@ -173,7 +173,8 @@ def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int =
     except OSError as error:  # the cache belongs to another user, or is mounted read-only
         found = find(model, device)
         if found is None:
-            logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, REFERENCE, error)
+            runs_on = device.pinned or model.build().reference
+            logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, runs_on, error)
         return found
 
 
@@ -195,7 +196,7 @@ def _measured(model: ModelToLoad, device: Device, threads: int) -> BackendDecisi
         found = decide(model, device, labelled=False, threads=threads)
     except ConfigurationError as error:
         # a fault of the model itself is reported when it is loaded
-        logger.warning("%s; it runs on %s", error, REFERENCE)
+        logger.warning("%s; it runs on %s", error, device.pinned or model.build().reference)
         return None
     logger.info("model %s runs on %s, batches of %d", model.name, found.backend, found.batch_cost)
     if found.provisional:

@@ -59,7 +59,7 @@ _Read = TypeVar("_Read")
 class FolderModel(Model, Generic[H]):
     """The base class of models from folders. A subclass writes `_head`, `prepare`, `collate` and `forward`."""
 
-    backends: ClassVar[tuple[str, ...]] = ("torch",)
+    backends = ("torch",)
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
