@@ -35,6 +35,8 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     # users who have inputs deleted do not want features of them kept either
     forgotten = ("feature_cache_mib",) if settings.worker.drop_inputs else ()
     options = {option: value for option, value in chosen.options.items() if option not in forgotten}
+    if isinstance(source, model_source.FolderSource | model_source.HubSource) and source.onnx:
+        options["onnx"] = source.onnx
     if chosen.uses:
         used = {role: model_to_load(settings, other) for role, other in chosen.uses.items()}
         options["uses"] = {role: other.folder for role, other in used.items()}

@@ -8,6 +8,7 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,19 @@ class OpenVinoNetwork:
         file = _file(backend, source)
         compiled = _compiled(openvino.Core(), file, backend)
         self._request = compiled.create_infer_request()
+        # a tensor of an ONNX file may have several names; those of its inputs are in another order than the example
         given = source.given is not None
-        self._inputs = tuple(one.any_name for one in compiled.inputs) if given else source.inputs
-        self._outputs = [output.any_name for output in compiled.outputs]
+        self._inputs = tuple(_name(one, source.inputs) for one in compiled.inputs) if given else source.inputs
+        self._outputs = [_name(output, source.outputs) for output in compiled.outputs]
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         arrays = [inputs[name].numpy() for name in self._inputs]
         results = self._request.infer(arrays, share_inputs=True, share_outputs=True)
         return {name: torch.from_numpy(results[place]) for place, name in enumerate(self._outputs)}
+
+
+def _name(tensor: Any, known: Sequence[str]) -> str:
+    return next((name for name in tensor.get_names() if name in known), None) or str(tensor.any_name)
 
 
 def _compiled(core: Any, file: Path, backend: Backend) -> Any:
