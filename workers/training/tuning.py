@@ -52,6 +52,7 @@ from workers.training.candidates import (
     tell,
     trials_of,
 )
+from workers.training.pareto.tuned_point import GOOD_ENOUGH
 from workers.training.training_batches import best_labels
 
 #: A candidate may lose this much accuracy to the reference.
@@ -60,9 +61,6 @@ MOST_LOST = 0.005
 #: Without labels: the least cosine of vectors, the greatest mean difference of scores, and the least share of equal
 #: best answers. Inputs unlike the samples differ more: with this cosine, they stay over 0.999.
 LEAST_AGREEMENT, MOST_SHIFT, LEAST_SAME = 0.9995, 0.005, 0.99
-
-#: The smallest batch this near to the best rate is chosen: shorter batches wait less.
-GOOD_ENOUGH = 0.97
 
 LABELLED_TEXTS = 500
 

@@ -15,6 +15,9 @@ from workers.device.device_process import ModelToLoad
 #: The figures by which one of the points is chosen.
 Preference: TypeAlias = Literal["items", "latency", "memory"]
 
+#: The smallest batch this near to the best rate is chosen.
+GOOD_ENOUGH = 0.97
+
 #: The name of the variant that all others are compared with.
 ORIGINAL = "original"
 
@@ -89,8 +92,19 @@ def chosen(points: Sequence[TunedPoint], most_lost: float, prefer: Preference) -
         reasons = "; ".join(dict.fromkeys(f"{point.variant} {point.backend}: {point.refused}" for point in points))
         raise ConfigurationError(f"no variant keeps the accuracy on this device ({reasons}); allow more by --most-lost")
     if prefer == "items":
-        return best_of(admitted)
+        return _least_batch(best_of(admitted), admitted)
     return min(admitted, key=lambda point: (_BY[prefer](point), -point.items_per_s))
+
+
+def _least_batch(best: TunedPoint, points: Sequence[TunedPoint]) -> TunedPoint:
+    """Return the point with the smallest batches that is nearly as fast: shorter batches wait less."""
+    alike = [
+        point
+        for point in points
+        if (point.variant, point.backend, point.threads) == (best.variant, best.backend, best.threads)
+        and point.items_per_s >= GOOD_ENOUGH * best.items_per_s
+    ]
+    return min(alike, key=lambda point: point.batch_cost)
 
 
 def accuracy_before(points: Sequence[TunedPoint]) -> dict[str, float]:
