@@ -7,7 +7,7 @@ backbone's place and returns the output of that run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from workers.models.adapters.low_rank import AdapterRows
-    from workers.models.huggingface.exported import Captured, Exported, Inputs
-    from workers.models.huggingface.onnx_source.given_network import GivenNetwork
+    from workers.models.huggingface.exported import Inputs
 
 #: The transformers class whose output is the backbone's output.
 BACKBONE = "AutoModel"
@@ -61,7 +60,7 @@ class CheckpointNetworks:
         self._adapters = list(dict.fromkeys(network.adapter for network in wanted.values() if network.adapter))
         self._adapter_rows: AdapterRows | None = None
         self._shares = False
-        self._stand_in: Exported | Captured | GivenNetwork | None = None
+        self._stand_in: Callable[[Inputs], Any] | None = None
         self.config: Any = None
         self.passes = 0
 
@@ -86,7 +85,7 @@ class CheckpointNetworks:
             self._shares = True
             self._adapt()
 
-    def give(self, network: GivenNetwork) -> None:
+    def give(self, network: Callable[[Inputs], Any]) -> None:
         """Take the network of an ONNX file, which serves all tasks, in place of weights."""
         from transformers import AutoConfig
 
