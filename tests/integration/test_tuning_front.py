@@ -32,8 +32,11 @@ def run(*given: object) -> tuple[str, int]:
     return f"{done.output}{done.exception or ''}", done.exit_code
 
 
+@pytest.mark.timeout(900)
 def test_a_run_is_kept_and_gone_on_with(tmp_path: Path) -> None:
-    """The original first, a variant in a second call; what was measured is not measured again."""
+    """The original first, a variant in a second call; what was measured is not measured again. The node is pinned, so
+    that few backends are measured.
+    """
     tiny.bert(tmp_path / "mood", num_labels=3, num_hidden_layers=3)
     small = tmp_path / "small" / "mood"
     tiny.bert(small, num_labels=3, num_hidden_layers=1)
@@ -41,19 +44,20 @@ def test_a_run_is_kept_and_gone_on_with(tmp_path: Path) -> None:
         csv.writer(file).writerows([("text", "mood"), *((text, f"LABEL_{n % 3}") for n, text in enumerate(TEXTS))])
     out = tmp_path / "tuned"
     given = (tmp_path / "mood", "--out", out, "--rows", tmp_path / "rows.csv", "--threads", "1", "--most-lost", "100")
+    given = (*given, "--device", "openvino:cpu")
     said, code = run(*given)
     assert (code, said.count("measuring")) == (0, 1), said
     said, code = run(*given, "--variant", small)
     assert (code, said.count("measuring")) == (0, 1), said
-    assert f"measuring {small} with 1 threads on cpu" in said
+    assert f"measuring {small} with 1 threads on openvino:CPU" in said
     found = msgspec.json.decode((out / "tuned.json").read_bytes(), type=TunedFile)
     points = [point for own in found.runs.values() for point in own]
     assert {point.variant for point in points} == {"original", str(small)}
-    assert {str(point.backend) for point in points} >= {"torch-fp32", "openvino-fp32", "onnxruntime-int8"}
+    assert {str(point.backend) for point in points} == {"openvino-fp32@CPU", "openvino-bf16@CPU"}
     assert all(0 <= point.accuracy["mood"] <= 1 and point.latency_ms > 0 for point in points if not point.refused)
-    assert found.chosen in found.front or found.prefer == "items"
     whole = settings.load(out / "fleet.toml")
-    wanted, served = served_models.serve(whole, "mood", devices.cpu())
+    [device] = devices.select("auto", ("openvino:CPU",))
+    wanted, served = served_models.serve(whole, "mood", device)
     assert found.chosen is not None
     assert (wanted.backend, served.budget.cost) == (found.chosen.backend, found.chosen.batch_cost)
     assert wanted.folder == str(small if found.chosen.variant == str(small) else tmp_path / "mood")

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import torch
 
+from producers.wire.catalogue import Task
 from workers.device import accelerator, device_memory
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
@@ -49,8 +50,14 @@ class Judging:
         if self.rows:
             own, before = ([one.answers for one in some] for some in (found, self.expected))
             return measured_variants.metrics(self.kinds, self.rows, own, before)
-        tasks = model.spec.tasks
-        return {name: round(agreement(found, self.expected, {name: task}).same, 4) for name, task in tasks.items()}
+        return {name: _agreed(found, self.expected, task) for name, task in model.spec.tasks.items()}
+
+
+def _agreed(found: Sequence[Answered], expected: Sequence[Answered], task: Task) -> float:
+    """Return the share of equal answers of a task, or of vectors, which are never quite equal, the least cosine."""
+    compared = agreement(found, expected, {task.name: task})
+    is_vector = task.kind.name.endswith("feature-extraction") or task.kind.name == "sentence-similarity"
+    return round(max(0.0, compared.cosine if is_vector else compared.same), 4)
 
 
 def measure(asked: PointsRequest, device: str) -> list[TunedPoint]:
