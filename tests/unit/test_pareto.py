@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from producers.wire.errors import ConfigurationError
@@ -28,10 +29,15 @@ def point(
     given = {"variant": ORIGINAL, "threads": 1, "latency_ms": 10.0, "memory_mb": 100.0, "batch_cost": 512}
     given |= {"agreement": 1.0, "shift": 0.0, "slowest": 0.95 * items_per_s, "fastest": 1.05 * items_per_s}
     own = Backend(backend, precision, device=device)
-    return TunedPoint(backend=own, items_per_s=items_per_s, accuracy={"mood": accuracy}, **{**given, **more})
+    figures = {"accuracy": {"mood": accuracy}, "accuracy_before": {"mood": 0.9}, **given, **more}
+    return TunedPoint(backend=own, items_per_s=items_per_s, **figures)
 
 
 REFERENCE = point(100)
+
+
+def _of_tasks(items_per_s: float, accuracy: dict[str, float], before: dict[str, float]) -> TunedPoint:
+    return msgspec.structs.replace(point(items_per_s), accuracy=accuracy, accuracy_before=before)
 
 
 def test_the_front_has_the_points_that_none_beats() -> None:
@@ -61,13 +67,11 @@ def test_the_choice_is_the_best_that_keeps_the_accuracy(prefer: Preference, expe
 
 def test_each_task_keeps_its_accuracy() -> None:
     """A mean would let one task pay for another."""
-    both = point(100).__class__(
-        variant="small", threads=1, backend=Backend(), items_per_s=500, slowest=490, fastest=510, agreement=1.0, shift=0.0,
-        accuracy={"mood": 1.0, "names": 0.8}, batch_cost=512,
-    )  # fmt: skip
-    before = point(100, accuracy=0.9)
-    before.accuracy["names"] = 0.9
-    assert chosen([before, both], 0.005, "items") is before
+    before = {"mood": 0.9, "names": 0.9}
+    same = _of_tasks(100, before, before)
+    other = _of_tasks(500, {"mood": 1.0, "names": 0.8}, before)
+    assert other.mean_accuracy == same.mean_accuracy
+    assert chosen([same, other], 0.005, "items") is same
 
 
 def test_less_precision_and_larger_batches_must_pay() -> None:

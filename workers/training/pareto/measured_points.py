@@ -64,6 +64,7 @@ def measure(asked: PointsRequest, device: str) -> list[TunedPoint]:
     """Return the points of a variant, and a point without figures for each backend that does not run."""
     on = Device(device, "")
     judging = _judging(asked, on)
+    before = judging.accuracy(asked.original.build(), judging.expected)
     loaded: list[tuple[Candidate, Sequence[Trial], dict[str, float], float]] = []
     refused: list[TunedPoint] = []
     for backend in _backends(asked.model, on):
@@ -86,6 +87,7 @@ def measure(asked: PointsRequest, device: str) -> list[TunedPoint]:
             candidate.backend,
             batch_cost=cost,
             accuracy=accuracy,
+            accuracy_before=before,
             memory_mb=round(memory_mb, 1),
             **_figures(candidate, batches),
         )

@@ -41,12 +41,14 @@ class TunedPoint(MeasuredBackend, frozen=True, kw_only=True):
     """A variant on a backend, with a number of threads and a batch cost.
 
     `accuracy` is by task, 0 to 1: the score on labelled rows, or the share of answers that equal those of the original
-    in fp32. `latency_ms` is the mean time of a pass, `memory_mb` (10^6 bytes) the growth of the process by the model
-    and a first batch. A point that does not run here has a reason in `refused`, and no figures.
+    in fp32. `accuracy_before` is that of the original. `latency_ms` is the mean time of a pass, `memory_mb`
+    (10^6 bytes) the growth of the process by the model and a first batch. A point that does not run here has a reason
+    in `refused`, and no figures.
     """
 
     variant: str
     threads: int
+    accuracy_before: dict[str, float] = msgspec.field(default_factory=dict)
     batch_cost: int = 0
     latency_ms: float = 0.0
     memory_mb: float = 0.0
@@ -86,8 +88,7 @@ def chosen(points: Sequence[TunedPoint], most_lost: float, prefer: Preference) -
     For items/s, less precision must win beyond the noise (`best_of`). Raises ConfigurationError if nothing runs.
     """
     running = [point for point in points if not point.refused]
-    before = accuracy_before(points)
-    admitted = [point for point in running if _most_lost(point, before) <= most_lost]
+    admitted = [point for point in running if _lost(point) <= most_lost]
     if not admitted:
         reasons = "; ".join(dict.fromkeys(f"{point.variant} {point.backend}: {point.refused}" for point in points))
         raise ConfigurationError(f"no variant keeps the accuracy on this device ({reasons}); allow more by --most-lost")
@@ -107,10 +108,6 @@ def _least_batch(best: TunedPoint, points: Sequence[TunedPoint]) -> TunedPoint:
     return min(alike, key=lambda point: point.batch_cost)
 
 
-def accuracy_before(points: Sequence[TunedPoint]) -> dict[str, float]:
-    """Return the accuracy by task of the original on its reference backend, which is measured first."""
-    return next((dict(point.accuracy) for point in points if point.variant == ORIGINAL and point.accuracy), {})
-
-
-def _most_lost(point: TunedPoint, before: Mapping[str, float]) -> float:
-    return max((own - point.accuracy.get(task, 0.0) for task, own in before.items()), default=0.0)
+def _lost(point: TunedPoint) -> float:
+    """Return the accuracy that a point loses in its worst task."""
+    return max((own - point.accuracy.get(task, 0.0) for task, own in point.accuracy_before.items()), default=0.0)
