@@ -189,13 +189,13 @@ def _chosen(case: Case, folder: Path) -> Any:
     from workers.device.device_process import ModelToLoad
     from workers.models.backends.choice import REFERENCE
     from workers.models.interface.model import ModelSpec
-    from workers.training import tuning
+    from workers.training import candidates, tuning
 
     served = _served(case, folder, REFERENCE)
     if not getattr(served.model, "tunable", False):
         return REFERENCE
     served.load()  # a model that is refused is measured nowhere
-    tuning.TURNS, tuning.LEAST_TURNS = 1, 1  # any backend that agrees may be the choice
+    tuning.TURNS, candidates.LEAST_TURNS = 1, 1  # any backend that agrees may be the choice
     spec = ModelSpec("own", folder, "1", served.catalogue.tasks, served.model.spec.options)
     wanted = ModelToLoad.from_spec("workers.models.huggingface:model_for", spec)
     with contextlib.redirect_stderr(io.StringIO()):

@@ -26,6 +26,8 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = {
             "config.json": b"{}",
+            "onnx/model.onnx": b"network",
+            "onnx/model_quantized.onnx": b"another",
             "model.safetensors": b"weights",
             "model.bin": b"pickle",
             "model.py": b"code",
@@ -43,7 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        name = self.path.rpartition("/")[2]
+        name = self.path.partition(f"/resolve/{COMMIT}/")[2]
         if self.path.startswith("/api/models/own/model/revision/"):
             siblings = [{"rfilename": file} for file in self.server.files]
             self._answer(200, json.dumps({"id": "own/model", "sha": COMMIT, "siblings": siblings}).encode())
@@ -81,13 +83,13 @@ def hub() -> Iterator[Hub]:
         thread.join()
 
 
-def ask(hub: Hub, cache: Path, call: str) -> str:
+def ask(hub: Hub, cache: Path, call: str, **further: str) -> str:
     """Run a call on the source in a process of its own: the hub's client reads its address when it is imported."""
     code = f"""
 from pathlib import Path
 from workers.models.sources import download, model_source
 cache = Path({str(cache)!r})
-source = model_source.parse({{"hub": "own/model", "revision": "v1"}}, where="models.x.source")
+source = model_source.parse({{"hub": "own/model", "revision": "v1"}} | {further!r}, where="models.x.source")
 try:
     print({call})
 except download.PullFailed as error:
@@ -111,6 +113,18 @@ def test_weights_and_text_are_pulled_code_and_pickles_are_not(hub: Hub, tmp_path
     assert ask(hub, tmp_path, "model_source.pull(source, cache).revision") == f"own/model@{COMMIT}"
     folder = Path(ask(hub, tmp_path, "model_source.locate(source, cache).folder"))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_an_onnx_file_is_pulled_when_it_is_named(hub: Hub, tmp_path: Path) -> None:
+    """One of many, beside the weights that it is compared with; a file that the repository lacks is named."""
+    assert COMMIT in ask(hub, tmp_path, "model_source.pull(source, cache)")
+    assert ask(hub, tmp_path, "model_source.locate(source, cache)", onnx="onnx/model.onnx") == "None"
+    call = "model_source.pull(source, cache).folder"
+    folder = Path(ask(hub, tmp_path, call, onnx="onnx/model.onnx"))
+    there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert there == ["config.json", "model.safetensors", "onnx/model.onnx"]
+    refused = ask(hub, tmp_path, call, onnx="onnx/model_fp16.onnx")
+    assert "has no onnx/model_fp16.onnx; it has onnx/model.onnx, onnx/model_quantized.onnx" in refused
 
 
 def test_the_hub_is_asked_once(hub: Hub, tmp_path: Path) -> None:

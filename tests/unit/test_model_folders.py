@@ -76,7 +76,7 @@ def first(kind: str) -> str:
     [
         ({"adapter_config.json": "{}"}, "is an adapter without its base model; name the base as the source"),
         ({"model_index.json": "{}"}, "is a pipeline of diffusers; give it a task of the kind"),
-        ({"model.onnx": ""}, "has no config.json, only an ONNX model; name the folder that it was exported from"),
+        ({"model.onnx": ""}, "has no config.json, only an ONNX model; name the file in the source"),
         ({"modules.json": first("sentence_transformers.models.Transformer")}, "has its network in 0_Transformer"),
         ({"modules.json": first("sentence_transformers.models.StaticEmbedding")}, "begins with the module StaticEmb"),
         ({"modules.json": first("custom_st.Transformer")}, r"begins with the module custom_st\.Transformer"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producers.wire.command_line import FAILED, Finite, console, say
+from workers.commands import named_models
 from workers.commands.shared_options import FLEET_FILE
 
 if TYPE_CHECKING:
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from workers.training.compressing.compress_recipe import CompressRecipe
     from workers.training.compressing.compress_rows import CompressRows
     from workers.training.compressing.measured_variants import Figures
-
-#: The kind of the task of a folder without fleet.toml, by the ending of its architecture's name.
-_KINDS = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "ForQuestionAnswering": "question-answering",
-}
 
 
 @click.command()
@@ -92,7 +86,7 @@ def compress(
     if recipe and given:
         raise ConfigurationError(f"--{next(iter(given)).replace('_', '-')}: is for --steps; write it into {recipe}")
     chosen = compress_recipe.from_file(recipe) if recipe else compress_recipe.from_names(steps.split(","), given)
-    whole, name = _found(config, model)
+    whole, name = named_models.found(config, model)
     wanted = served_models.model_to_load(whole, name)
     try:
         own = _rows(whole, wanted, rows, job, chosen.held_out)
@@ -152,46 +146,6 @@ def _table(wanted: ModelToLoad, figures: Sequence[Figures], refused: Mapping[str
             refused.get(own.step, ""),
         )
     return table
-
-
-def _found(config: Path | None, model: str) -> tuple[Settings, str]:
-    """Return the settings that have the model, and its name in them. Raises ConfigurationError."""
-    from producers.wire.errors import ConfigurationError
-    from producers.wire.fleet_file import read_toml
-    from workers import settings
-
-    folder = Path(model).expanduser()
-    if (file := folder / "fleet.toml").is_file():
-        names = list(read_toml(file).get("models", {}))
-        if len(names) != 1:
-            problem = f"{file} names {len(names)} models ({', '.join(names)})"
-            raise ConfigurationError(f"{problem}; give the name of a model, with --config {file}")
-        return settings.load(file), names[0]
-    if (folder / "config.json").is_file():
-        return _of_folder(settings.load(config), folder)
-    if not folder.is_dir():
-        return settings.load(config), model
-    raise ConfigurationError(f"{folder}: has neither fleet.toml nor config.json; name a folder of a model")
-
-
-def _of_folder(whole: Settings, folder: Path) -> tuple[Settings, str]:
-    """Return settings with a folder of transformers as a model with one task, both of the folder's name."""
-    import re
-
-    import msgspec
-
-    from producers.wire.errors import ConfigurationError
-    from workers.models.huggingface.checkpoint import Checkpoint
-    from workers.settings import ModelSettings
-
-    name = re.sub(r"[^\w@+-]", "-", folder.resolve().name)
-    architecture = next(iter(Checkpoint(folder, str(folder)).config.get("architectures") or [""]))
-    kind = next((kind for ending, kind in _KINDS.items() if architecture.endswith(ending)), "")
-    if not kind:
-        remedy = "name its tasks in a fleet.toml beside it"
-        raise ConfigurationError(f"{folder}: {architecture or 'no architecture'} has no kind of its own; {remedy}")
-    own = ModelSettings(source={"path": str(folder.resolve())}, tasks={name: kind})
-    return msgspec.structs.replace(whole, models={**whole.models, name: own}), name
 
 
 def _rows(whole: Settings, wanted: ModelToLoad, rows: Path | None, job: str | None, held_out: float) -> CompressRows:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from producers.wire.command_line import FAILED, console, log_to_stderr, say, visible
-from workers.commands import compress, edge, flight_recorder, models, train
+from producers.wire.command_line import FAILED, log_to_stderr, say, visible
+from workers.commands import compress, edge, flight_recorder, models, train, tune
 from workers.commands.running import run_fleet
-from workers.commands.shared_options import FLEET_FILE
+from workers.commands.shared_options import DEVICE, FLEET_FILE
 
 #: A port that a server can be told to use.
 PORT = click.IntRange(1, 65535)
@@ -64,7 +64,7 @@ def up(*, config: Path | None, flower: bool, broker_port: int | None, flower_por
 
 @click.command()
 @FLEET_FILE
-@click.option("--device", help="cpu, cuda:0 …  [default: the first device of the profile]")
+@DEVICE
 @click.option("--name", help="The node's name in Flower.  [default: from device and host]")
 @click.option(
     "--ready-file", type=click.Path(path_type=Path), help="A file that exists while the worker takes envelopes."
@@ -79,6 +79,7 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
 
     \b
         argosy worker --device cuda:1
+        argosy worker --device openvino:HETERO:GPU,CPU
     """
     from workers import settings
     from workers.consumer import worker as node
@@ -128,39 +129,6 @@ def migrate() -> None:
 
 @click.command()
 @FLEET_FILE
-@click.argument("names", nargs=-1)
-@click.option("--device", help="cpu, cuda:0 …  [default: the first device of the profile]")
-@click.option("--quick", is_flag=True, help="Compare outputs on unlabelled texts only, like a worker's first start.")
-def tune(config: Path | None, names: tuple[str, ...], device: str | None, quick: bool) -> None:
-    """Measure the backends of the fleet's models (or NAMES) on this machine, and choose one for each.
-
-    \b
-    The choice is the fastest backend that loses at most half a point of accuracy to torch
-    in fp32 on held-out texts, which are pulled if needed. Workers use it from their next
-    start on, unless the settings name a `backend`.
-    """
-    from rich.console import Console
-
-    from workers import settings
-    from workers.batching.serving import served_models, tuned_backend
-    from workers.commands.tables import decision_table
-    from workers.device import devices
-
-    chosen = settings.load(config)
-    wanted_device = (device,) if device else chosen.worker.devices[:1]
-    where = devices.select(chosen.worker.profile, wanted_device)[0]
-    for name in names or chosen.served:
-        wanted = served_models.model_to_load(chosen, name)
-        if not served_models.build(wanted).tunable:
-            say(f"{name}: has only one backend")
-            continue
-        with Console(stderr=True).status(f"measuring {name} on {where.name} …"):
-            decision = tuned_backend.decide(wanted, where, labelled=not quick, threads=chosen.worker.threads)
-        console().print(decision_table(decision))
-
-
-@click.command()
-@FLEET_FILE
 def doctor(config: Path | None) -> None:
     """Check this machine and the running fleet; print a remedy for each problem. Exit code 1 if there is a problem.
 
@@ -187,7 +155,7 @@ COMMANDS: list[click.Command] = [
     worker,
     migrate,
     models.models,
-    tune,
+    tune.tune,
     compress.compress,
     train.train,
     doctor,

@@ -12,3 +12,8 @@ FLEET_FILE = click.option(
     envvar="ARGOSY_FLEET",
     help="A fleet.toml over the built-in settings.",
 )
+
+DEVICE = click.option(
+    "--device",
+    help="cpu, cuda:0, ort:PROVIDER, openvino:DEVICE …  [default: the first device of the profile]",
+)

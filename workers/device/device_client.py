@@ -114,7 +114,7 @@ class ProcessDevice:
             self.close()
             raise
         load: Header = {
-            "device": "cuda:0" if self.device.is_cuda else self.device.name,  # the process sees only its own GPU
+            "device": self.device.of_torch,
             "models": {
                 key: one for key, one in msgspec.to_builtins(self._models).items() if keys is None or key in keys
             },

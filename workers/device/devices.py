@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
+from workers.device import runtime_devices
+from workers.models.backends.choice import Backend
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A processor for models: ``cpu`` or ``cuda:N``, N counting the GPUs visible to this process."""
+    """A processor for models: ``cpu``, ``cuda:N``, N counting the GPUs visible to this process, or a device of another
+    runtime (`runtime_devices`).
+    """
 
     name: str
     description: str
@@ -24,6 +28,16 @@ class Device:
     @property
     def is_cuda(self) -> bool:
         return self.name.startswith("cuda:")
+
+    @property
+    def pinned(self) -> Backend | None:
+        """The only backend of the models on this device, or None if they choose."""
+        return runtime_devices.pinned(self.name)
+
+    @property
+    def of_torch(self) -> str:
+        """The name of the device for torch in the process that is pinned to it."""
+        return "cuda:0" if self.is_cuda else "cpu"  # the process sees only its own GPU
 
     @property
     def index(self) -> int:
@@ -57,7 +71,7 @@ def select(profile: str, names: tuple[str, ...] = ()) -> list[Device]:
         return [cpu()]
     found = {device.name: device for device in discover()}
     if names:
-        return [_named(name, found) for name in names]
+        return [_of_runtime(name) if runtime_devices.pinned(name) else _named(name, found) for name in names]
     gpus = [device for device in found.values() if device.is_cuda]
     if profile == "gpu" and not gpus:
         raise ConfigurationError("worker.profile: 'gpu' but nvidia-smi shows no GPU; use 'cpu', or see `argosy doctor`")
@@ -66,8 +80,13 @@ def select(profile: str, names: tuple[str, ...] = ()) -> list[Device]:
 
 def _named(name: str, found: Mapping[str, Device]) -> Device:
     if name not in found:
-        raise ConfigurationError(f"worker.devices: no device {name!r}; this machine has {', '.join(found)}")
+        problem = f"no device {name!r}; this machine has {', '.join(found)}"
+        raise ConfigurationError(f"worker.devices: {problem}; also ort:PROVIDER and openvino:DEVICE (docs/models.md)")
     return found[name]
+
+
+def _of_runtime(name: str) -> Device:
+    return Device(*runtime_devices.found(name))
 
 
 def pinned_environment(device: Device, environment: Mapping[str, str], *, threads: int = 0) -> dict[str, str]:
@@ -83,7 +102,7 @@ def pinned_environment(device: Device, environment: Mapping[str, str], *, thread
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         # an operator's own restriction stays in force: our N-th GPU is the N-th visible one
         pinned["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device.index] if visible else str(device.index)
-    else:
+    elif device.pinned is None:  # a provider of another runtime may be on a GPU
         pinned["CUDA_VISIBLE_DEVICES"] = ""
     pinned["OMP_NUM_THREADS"] = str(threads or available_cores())
     # waiting threads give their core away: when another process wants it (the parent, the broker, the database),

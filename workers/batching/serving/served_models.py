@@ -35,6 +35,8 @@ def model_to_load(settings: Settings, name: str) -> ModelToLoad:
     # users who have inputs deleted do not want features of them kept either
     forgotten = ("feature_cache_mib",) if settings.worker.drop_inputs else ()
     options = {option: value for option, value in chosen.options.items() if option not in forgotten}
+    if isinstance(source, model_source.FolderSource | model_source.HubSource) and source.onnx:
+        options["onnx"] = source.onnx
     if chosen.uses:
         used = {role: model_to_load(settings, other) for role, other in chosen.uses.items()}
         options["uses"] = {role: other.folder for role, other in used.items()}
@@ -57,11 +59,14 @@ def serve(settings: Settings, name: str, device: Device) -> tuple[ModelToLoad, S
     if chosen.backend not in ("auto", *model.backends):
         known = f"has {', '.join(model.backends)}" if model.backends else "has no backends to choose from; leave it out"
         raise ConfigurationError(f"models.{name}.backend: {chosen.class_} {known}")
+    pinned = device.pinned
+    if pinned is not None:
+        _check_pinned(name, chosen, model, device)
     decision = None
     if chosen.backend == "auto" or not chosen.batch_cost:
         worker = settings.worker
         decision = tuned_backend.resolve(wanted, device, measure=worker.tune_at_start, threads=worker.threads)
-    wanted = msgspec.structs.replace(wanted, backend=_backend(name, chosen, decision))
+    wanted = msgspec.structs.replace(wanted, backend=_backend(name, chosen, decision, pinned or model.reference))
     model = build(wanted)
     cost = chosen.batch_cost or (decision.batch_cost if decision else model.default_cost)
     # on a GPU the best batch may exceed the largest budget for CPUs; then this many times the rows are kept ready
@@ -99,10 +104,24 @@ def build(wanted: ModelToLoad) -> Model:
     return model
 
 
-def _backend(name: str, chosen: ModelSettings, decision: tuned_backend.BackendDecision | None) -> Backend:
+def _check_pinned(name: str, chosen: ModelSettings, model: Model, device: Device) -> None:
+    """Raise ConfigurationError unless a model runs on the runtime to which the node is pinned."""
+    runtime = device.pinned.name if device.pinned else ""
+    if runtime not in model.backends:
+        known = f"runs on {', '.join(model.backends)}" if model.backends else "has no backends to choose from"
+        remedy = "serve it by another node, and name this node's models in worker.models"
+        raise ConfigurationError(f"models.{name}: {type(model).__name__} {known}, not on {device.name}; {remedy}")
+    if chosen.backend not in ("auto", runtime):
+        problem = f"is {chosen.backend!r}, and the node's device {device.name} runs {runtime}"
+        raise ConfigurationError(f"models.{name}.backend: {problem}; leave it out, or use another device")
+
+
+def _backend(
+    name: str, chosen: ModelSettings, decision: tuned_backend.BackendDecision | None, default: Backend
+) -> Backend:
     if chosen.backend == "auto":
-        return decision.backend if decision else Backend()
+        return decision.backend if decision else default
     try:
-        return Backend(chosen.backend, chosen.precision, chosen.compile)
+        return Backend(chosen.backend, chosen.precision, chosen.compile, device=default.device)
     except ConfigurationError as error:
         raise ConfigurationError(f"models.{name}.{error}") from error

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from filelock import FileLock
@@ -30,7 +30,7 @@ from producers.wire.errors import ConfigurationError
 from workers.batching.serving.processor_load import BUSY, QUIET, ProcessorTimes, others_share
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device, available_cores, pinned_environment
-from workers.models.backends.choice import BY_PRECISION, REFERENCE, Backend
+from workers.models.backends.choice import BY_PRECISION, Backend
 from workers.models.sources import model_source
 
 logger = logging.getLogger(__name__)
@@ -95,20 +95,23 @@ class BackendDecision(msgspec.Struct, frozen=True, kw_only=True):
         return self.others > BUSY
 
 
-def best_of(measured: Sequence[MeasuredBackend]) -> MeasuredBackend:
-    """Return the choice among the admitted candidates.
+_Measured = TypeVar("_Measured", bound=MeasuredBackend)
+
+
+def best_of(measured: Sequence[_Measured]) -> _Measured:
+    """Return the choice among the admitted candidates, which must not be none.
 
     In each precision it is the fastest. Of two precisions the better one wins, unless the slowest turn of the other
     candidate is faster than its fastest turn by `LEAST_GAIN`. So noise never costs precision.
     """
     admitted = [one for one in measured if not one.refused]
-    best: MeasuredBackend | None = None
+    best: _Measured | None = None
     for precision in BY_PRECISION:
         of_this = [one for one in admitted if one.backend.precision == precision]
         fastest = max(of_this, key=lambda one: one.items_per_s, default=None)
         if fastest is not None and (best is None or fastest.slowest > LEAST_GAIN * best.fastest):
             best = fastest
-    assert best is not None, "the reference is always admitted"
+    assert best is not None, "without a device of another runtime the reference is admitted"
     return best
 
 
@@ -128,22 +131,47 @@ def decide(model: ModelToLoad, device: Device, *, labelled: bool, threads: int =
     """
     file = _file(model, device)
     file.parent.mkdir(parents=True, exist_ok=True)
-    deadly: dict[str, str] = {}
     with atomically(file) as made:
-        command = [sys.executable, "-m", "workers.training.tuning", str(made), device.name]
-        environment = pinned_environment(device, os.environ, threads=threads)
-        while True:
-            asked = msgspec.json.encode({"model": model, "labelled": labelled, "deadly": deadly})
-            ran = subprocess.run(command, input=asked, env=environment, stderr=subprocess.PIPE, check=False)  # noqa: S603
-            if not ran.returncode:
-                break
-            at_work = _TURN_OF.findall(ran.stderr.decode(errors="replace"))[-1:]
-            if ran.returncode > 0 or not at_work or at_work[0] in (str(REFERENCE), *deadly):
-                raise ConfigurationError(f"models.{model.name}: cannot be tuned: {_reason(ran)}")
-            deadly[at_work[0]] = _reason(ran)
+        measured_apart("workers.training.tuning", model, device, made, threads=threads, labelled=labelled)
     found = find(model, device)
     assert found is not None, "it was just made"
     return found
+
+
+def measured_apart(
+    module: str,
+    model: ModelToLoad,
+    device: Device,
+    file: Path,
+    *,
+    threads: int = 0,
+    within_s: float | None = None,
+    **asked: Any,
+) -> None:
+    """Run a measuring module in a process of its own, which writes what it finds to a file.
+
+    If a candidate kills it, it runs again without that one. Raises ConfigurationError with its error if it failed, and
+    TimeoutError if it took longer than `within_s`.
+    """
+    deadly: dict[str, str] = {}
+    ends = time.monotonic() + within_s if within_s is not None else None
+    command = [sys.executable, "-m", module, str(file), device.name]
+    environment = pinned_environment(device, os.environ, threads=threads)
+    while True:
+        said = msgspec.json.encode({"model": model, "deadly": deadly, **asked})
+        left_s = None if ends is None else max(0.0, ends - time.monotonic())
+        try:
+            ran = subprocess.run(  # noqa: S603 - our own modules
+                command, input=said, env=environment, stderr=subprocess.PIPE, check=False, timeout=left_s
+            )
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"models.{model.name}: measuring took over {within_s:.0f} s") from error
+        if not ran.returncode:
+            return
+        at_work = _TURN_OF.findall(ran.stderr.decode(errors="replace"))[-1:]
+        if ran.returncode > 0 or not at_work or at_work[0] in (str(model.build().reference), *deadly):
+            raise ConfigurationError(f"models.{model.name}: cannot be tuned: {_reason(ran)}")
+        deadly[at_work[0]] = _reason(ran)
 
 
 def _reason(ran: subprocess.CompletedProcess[bytes]) -> str:
@@ -155,8 +183,8 @@ def _reason(ran: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int = 0) -> BackendDecision | None:
-    """Return the decision for a model; None means the reference backend. If `measure` allows it, measures if there is
-    none, or a provisional one and the machine is quiet.
+    """Return the decision for a model; None means its reference, or the only backend of a pinned device. If `measure`
+    allows it, measures if there is none, or a provisional one and the machine is quiet.
 
     Several workers that start together measure once. Without a writable cache, nothing is measured.
     """
@@ -173,7 +201,8 @@ def resolve(model: ModelToLoad, device: Device, *, measure: bool, threads: int =
     except OSError as error:  # the cache belongs to another user, or is mounted read-only
         found = find(model, device)
         if found is None:
-            logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, REFERENCE, error)
+            runs_on = device.pinned or model.build().reference
+            logger.warning("no backend is measured for model %s, it runs on %s: %s", model.name, runs_on, error)
         return found
 
 
@@ -195,7 +224,7 @@ def _measured(model: ModelToLoad, device: Device, threads: int) -> BackendDecisi
         found = decide(model, device, labelled=False, threads=threads)
     except ConfigurationError as error:
         # a fault of the model itself is reported when it is loaded
-        logger.warning("%s; it runs on %s", error, REFERENCE)
+        logger.warning("%s; it runs on %s", error, device.pinned or model.build().reference)
         return None
     logger.info("model %s runs on %s, batches of %d", model.name, found.backend, found.batch_cost)
     if found.provisional:
@@ -209,10 +238,15 @@ def _measured(model: ModelToLoad, device: Device, threads: int) -> BackendDecisi
 
 
 def _file(model: ModelToLoad, device: Device) -> Path:
+    name = f"{model.name}-{device.name.replace(':', '')}-{digest(model, device)}.json"
+    return model_source.cache_folder() / "tuned" / name
+
+
+def digest(model: ModelToLoad, device: Device) -> str:
+    """Return a digest of everything that a measurement depends on: weights, device, processor, versions and rule."""
     machine = (device.description, platform.machine(), _processor(), available_cores())
     described = (_RULE, model.build().revision, sorted(model.tasks), model.options, machine, _versions())
-    digest = hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
-    return model_source.cache_folder() / "tuned" / f"{model.name}-{device.name.replace(':', '')}-{digest}.json"
+    return hashlib.blake2b(repr(described).encode(), digest_size=8).hexdigest()
 
 
 def _processor() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -12,9 +13,10 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 
 #: The precisions of each backend. int8 quantises weights per channel. Activations are quantised at run time, or if
 #: the model's folder has a network with their ranges (`argosy compress`), by these; OpenVINO needs such a network.
+#: ONNX Runtime runs fp16 only from an ONNX file that has it.
 PRECISIONS: Final[dict[Name, tuple[Precision, ...]]] = {
     "torch": ("fp32", "bf16", "fp16"),
-    "onnxruntime": ("fp32", "int8"),
+    "onnxruntime": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "bf16", "fp16", "int8"),
     "vllm": ("fp32", "bf16", "fp16"),
 }
@@ -30,13 +32,16 @@ DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 class Backend:
     """A backend with its precision. `compiled` compiles the network with torch's compiler.
 
-    `threads` bounds the CPU threads of a pass; 0 keeps the process's own bound.
+    `threads` bounds the CPU threads of a pass; 0 keeps the process's own bound. `device` is an execution provider of
+    ONNX Runtime without its ending ("CUDA"), or a device of OpenVINO ("NPU", "HETERO:GPU,CPU"); "" is the CPU, and for
+    torch the process's device.
     """
 
     name: Name = "torch"
     precision: Precision = "fp32"
     compiled: bool = False
     threads: int = 0
+    device: str = ""
 
     def __post_init__(self) -> None:
         if self.name not in get_args(Name):
@@ -46,10 +51,13 @@ class Backend:
             raise ConfigurationError(f"precision: {self.name} runs {known}, not {self.precision!r}")
         if self.compiled and self.name != "torch":
             raise ConfigurationError(f"compile: needs the backend 'torch', not {self.name!r}")
+        if self.device and self.name not in ("onnxruntime", "openvino"):
+            raise ConfigurationError(f"device: {self.name} has no device {self.device!r}")
 
     def __str__(self) -> str:
         """Return a name such as ``openvino-bf16``, for a model's revision: the backend decides its answers too."""
-        return f"{self.name}-{self.precision}{'-compiled' if self.compiled else ''}"
+        on = f"@{self.device}" if self.device else ""
+        return f"{self.name}-{self.precision}{'-compiled' if self.compiled else ''}{on}"
 
     @property
     def is_reference(self) -> bool:
@@ -58,3 +66,23 @@ class Backend:
 
 
 REFERENCE: Final = Backend()
+
+#: The modules that each backend imports, and the extra that installs them.
+_NEEDS = {
+    "torch": (("torch",), "worker"),
+    "openvino": (("openvino",), "openvino"),
+    "onnxruntime": (("onnxruntime", "onnx"), "onnx"),
+}
+
+
+def require(backend: Backend) -> None:
+    """Raise ConfigurationError, with the remedy, unless the backend's packages are installed."""
+    modules, extra = _NEEDS[backend.name]
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise ConfigurationError(f"backend: {backend.name} needs {module}; pip install 'argosy[{extra}]'")
+
+
+def named_devices(device: str) -> list[str]:
+    """Return the devices in a name of OpenVINO's: both of "HETERO:GPU,CPU", and none of "AUTO" alone."""
+    return [] if device == "AUTO" else device.rpartition(":")[2].split(",")

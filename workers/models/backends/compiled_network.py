@@ -33,13 +33,16 @@ class Source:
     returns tensors by name. Inputs with two axes vary in both (rows and tokens), all others in the first only. `cache`
     is a path without suffix for the backend's files (see `kept`), different for every module. A backend with cached
     files does not build the module, which would take seconds. `folder` is the model's: a network's file in it, which
-    `argosy compress` wrote, is used in place of the cache.
+    `argosy compress` wrote, is used in place of the cache. `given` is an ONNX file that is run as it is, with
+    the `outputs` in its order: then there is no module.
     """
 
     module: Callable[[], nn.Module]
     example: Tensors
     cache: Path
     folder: Path | None = None
+    given: Path | None = None
+    outputs: tuple[str, ...] = ()
 
     def file(self, suffix: str) -> Path:
         """Return the file of a backend: in the model's folder if it is there, or else in the cache."""

@@ -1,4 +1,6 @@
-"""ONNX Runtime as a backend: the module is exported once into a file, in fp32 or with int8 weights."""
+"""ONNX Runtime as a backend: the module is exported once into a file, in fp32 or with int8 weights. A given ONNX file
+is run as it is.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from producers.wire.errors import ConfigurationError
 from workers.models.backends import kept
 from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import TOKENS, Positional, Source, Tensors
 
+logger = logging.getLogger(__name__)
+
 _OPSET = 17
+
+#: The ending of the names of execution providers.
+PROVIDER = "ExecutionProvider"
 
 # ONNX Runtime reads this variable at its import; unless set, it writes a session file and sends telemetry. Device
 # processes inherit it from `workers.device.devices`; benchmarks and tests build networks in their own process.
@@ -23,21 +31,16 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 class OnnxNetwork:
-    """An ONNX Runtime session on the CPU."""
+    """An ONNX Runtime session on the CPU, or on the execution provider of the backend's `device`."""
 
     def __init__(self, backend: Backend, source: Source) -> None:
         import onnxruntime
 
-        file = source.file(f"-{backend.precision}.onnx")
-        if not file.is_file():
-            with kept.made_beside(file) as made:
-                _export(source, made)
-                (_quantised(made) if backend.precision == "int8" else made).replace(file)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = backend.threads or torch.get_num_threads()
         # waiting threads give their core away, as in `workers.device.devices.pinned_environment`
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self._session = _session(_file(backend, source), options, backend.device or "CPU")
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
@@ -45,6 +48,45 @@ class OnnxNetwork:
         results = self._session.run(self._outputs, arrays)
         found = zip(self._outputs, results, strict=True)
         return {name: torch.from_numpy(np.ascontiguousarray(result)) for name, result in found}
+
+
+def _file(backend: Backend, source: Source) -> Path:
+    if source.given is not None:
+        return source.given
+    if backend.precision == "fp16":
+        raise ConfigurationError("precision: onnxruntime runs fp16 only from an ONNX file in fp16; use fp32 or int8")
+    file = source.file(f"-{backend.precision}.onnx")
+    if not file.is_file():
+        with kept.made_beside(file) as made:
+            _export(source, made)
+            (_quantised(made) if backend.precision == "int8" else made).replace(file)
+    return file
+
+
+def _session(file: Path, options: Any, device: str) -> Any:
+    """Return a session on a provider. Operators that it does not have run on the CPU.
+
+    Raises ConfigurationError if the provider does not start here, or has none of the network's operators: ONNX Runtime
+    alone would take the CPU, at the start or at a later fault, with at most a line of output.
+    """
+    import onnxruntime
+
+    if device == "CPU":
+        return onnxruntime.InferenceSession(str(file), options, providers=[f"CPU{PROVIDER}"])
+    wanted = device + PROVIDER
+    if wanted not in onnxruntime.get_available_providers():
+        raise ConfigurationError(f"device: this installation of ONNX Runtime lacks the provider {device}")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(file), options, providers=[wanted, f"CPU{PROVIDER}"], enable_fallback=0)
+    if wanted not in session.get_providers():
+        raise ConfigurationError(f"device: ONNX Runtime cannot start its provider {device} here; its log says why")
+    parts = session.get_provider_graph_assignment_info()
+    every = sum(len(part.get_nodes()) for part in parts)
+    own = sum(len(part.get_nodes()) for part in parts if part.ep_name == wanted)
+    if not own:
+        raise ConfigurationError(f"device: ONNX Runtime's provider {device} has none of this network's operators")
+    logger.info("%s has %d of the network's %d operators, the CPU the others", device, own, every)
+    return session
 
 
 def _export(source: Source, file: Path) -> None:

@@ -1,9 +1,14 @@
-"""OpenVINO as a backend: the module is traced once into a file, and compiled for this CPU at every start."""
+"""OpenVINO as a backend: the module is traced once into a file, or an ONNX file is given; it is compiled at every start
+for this CPU, or for the devices of the backend.
+"""
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,10 @@ import torch
 
 from producers.wire.errors import ConfigurationError
 from workers.models.backends import kept
-from workers.models.backends.choice import Backend
+from workers.models.backends.choice import Backend, named_devices
 from workers.models.backends.compiled_network import Positional, Source, Tensors
+
+logger = logging.getLogger(__name__)
 
 # OpenVINO's converter sends telemetry about each model unless the user has opted out; without the module
 # `openvino_telemetry` it uses a stub. A user's class that imports OpenVINO before this line is not covered.
@@ -29,19 +36,12 @@ class OpenVinoNetwork:
         import openvino
 
         file = _file(backend, source)
-        core = openvino.Core()
-        compiled = core.compile_model(
-            core.read_model(file),
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": _HINTS[backend.precision],
-                "INFERENCE_NUM_THREADS": backend.threads or torch.get_num_threads(),
-                "PERFORMANCE_HINT": "LATENCY",
-            },
-        )
+        compiled = _compiled(openvino.Core(), file, backend)
         self._request = compiled.create_infer_request()
-        self._inputs = source.inputs
-        self._outputs = [output.any_name for output in compiled.outputs]
+        # a tensor of an ONNX file may have several names; those of its inputs are in another order than the example
+        given = source.given is not None
+        self._inputs = tuple(_name(one, source.inputs) for one in compiled.inputs) if given else source.inputs
+        self._outputs = [_name(output, source.outputs) for output in compiled.outputs]
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
         arrays = [inputs[name].numpy() for name in self._inputs]
@@ -49,7 +49,44 @@ class OpenVinoNetwork:
         return {name: torch.from_numpy(results[place]) for place, name in enumerate(self._outputs)}
 
 
+def _name(tensor: Any, known: Sequence[str]) -> str:
+    return next((name for name in tensor.get_names() if name in known), None) or str(tensor.any_name)
+
+
+def _compiled(core: Any, file: Path, backend: Backend) -> Any:
+    """Compile a network's file for the backend's devices, each in the wanted precision.
+
+    HETERO and AUTO take a device's settings from the core. Raises ConfigurationError with OpenVINO's reason.
+    """
+    device = backend.device or "CPU"
+    try:
+        for name in named_devices(device) or core.available_devices:
+            settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[backend.precision]}
+            if name == "CPU":
+                settings["INFERENCE_NUM_THREADS"] = backend.threads or torch.get_num_threads()
+            core.set_property(name, settings)
+        compiled = core.compile_model(core.read_model(file), device, {"PERFORMANCE_HINT": "LATENCY"})
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device: OpenVINO cannot compile this network for {device}: {_said(error)}"
+        ) from error
+    if backend.device:
+        logger.info("%s computes on %s", device, ", ".join(compiled.get_property("EXECUTION_DEVICES")))
+    return compiled
+
+
+def _said(error: RuntimeError) -> str:
+    """Return OpenVINO's message without the places in its source."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith(("Exception from", "Check "))]
+    return re.sub(r"\s+", " ", " ".join(lines))[:300] or "no reason given"
+
+
 def _file(backend: Backend, source: Source) -> Path:
+    if source.given is not None:
+        if backend.precision == "int8" and not _is_static(source.given):
+            problem = f"{source.given.name} finds the ranges of activations at run time, which OpenVINO does not run"
+            raise ConfigurationError(f"precision: {problem}; use onnxruntime")
+        return source.given
     if backend.precision == "int8":
         file = source.file("-int8.onnx")
         if not file.is_file() or not _is_static(file):

@@ -24,7 +24,7 @@ _SUBJECTS: tuple[tuple[type[Model], type[Subject[Any]]], ...] = (
 def of(model: Model) -> Subject[Any] | None:
     """Return a model's `Subject`, or None if the model or all of its tasks cannot be explained."""
     found = next((subject for kind, subject in _SUBJECTS if isinstance(model, kind)), None)
-    if found is None:
+    if found is None or model.reference.name != "torch":  # an ONNX file has no gradients
         return None
     subject = found(model)
     return subject if subject.tasks else None

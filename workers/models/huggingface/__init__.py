@@ -56,6 +56,10 @@ def model_for(spec: ModelSpec) -> Model:
         raise ConfigurationError(
             f"models.{spec.name}: no built-in class serves {unserved[0]}; set `class` (docs/models.md)"
         )
+    others = sorted(kind for kind in kinds if CLASSES[kind] not in (_ENCODER, _IMAGES))
+    if "onnx" in spec.options and others:
+        problem = f"{others[0]} is not served from an ONNX file"
+        raise ConfigurationError(f"models.{spec.name}.source.onnx: {problem}; name a folder of torch weights")
     classes = {CLASSES[kind] for kind in kinds}
     if len(classes) > 1:
         remedy = "make them two models with the same source"

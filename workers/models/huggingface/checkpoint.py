@@ -106,6 +106,11 @@ class Checkpoint:
         """Return a JSON file of the folder, or an empty dict if it is missing."""
         return self.read(name) if (self.folder / name).is_file() else {}
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the folder has weights as safetensors."""
+        return any((self.folder / name).is_file() for name in (_WEIGHTS, f"{_WEIGHTS}.index.json"))
+
     def check_weights(self) -> None:
         """Raise ConfigurationError if the folder has no weights as safetensors: with what it has, and the remedy."""
         if method := refused_folders.quantised(self.folder, self.config):

@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
@@ -18,15 +19,19 @@ from producers.wire.atomic_files import atomically
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.adapters.lora_folder import Adapter
+from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.huggingface import trial
 from workers.models.huggingface.checkpoint import AdaptedCheckpoint, Checkpoint
 from workers.models.huggingface.checkpoint_networks import CheckpointNetwork, CheckpointNetworks
+from workers.models.huggingface.onnx_source import onnx_file
+from workers.models.huggingface.onnx_source.onnx_file import OnnxFile
 from workers.models.interface.model import Array, Model, ModelSpec, Prepared
 from workers.models.interface.options import Options, Table
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
     from workers.models.huggingface.exported import Inputs
+    from workers.models.huggingface.onnx_source.given_network import GivenNetwork
 
 
 logger = logging.getLogger(__name__)
@@ -59,10 +64,12 @@ _Read = TypeVar("_Read")
 class FolderModel(Model, Generic[H]):
     """The base class of models from folders. A subclass writes `_head`, `prepare`, `collate` and `forward`."""
 
-    backends: ClassVar[tuple[str, ...]] = ("torch",)
+    backends = ("torch",)
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
+        if self.onnx is not None:
+            self.backends = ("onnxruntime", "openvino")
         self._loaded: CheckpointNetworks | None = None
         self.equal_lengths = False
         self._device = "cpu"
@@ -75,9 +82,14 @@ class FolderModel(Model, Generic[H]):
 
     @cached_property
     def revision(self) -> str:
+        if self.onnx is not None:
+            self._check_single(self.onnx)
         for head in self.heads.values():
             head.check()  # report a wrong setting when the worker starts
-            head.checkpoint.check_weights()
+            if self.onnx is None:
+                head.checkpoint.check_weights()
+        if self.onnx is not None:
+            self._check_file(self.onnx)
         self._refuse_compiling()
         return self._weights if self.spec.backend.is_reference else f"{self._weights}+{self.spec.backend}"
 
@@ -86,11 +98,43 @@ class FolderModel(Model, Generic[H]):
         """The revision of all weights, for any backend."""
         return "+".join(
             [
-                self.spec.revision,
+                self.spec.revision + (f"/{self.onnx.name}" if self.onnx else ""),
                 *(model_source.folder_revision(folder) for folder in self._own_folders.values()),
                 *(model_source.folder_revision(adapter.folder) for adapter in self.adapters.values()),
             ]
         )
+
+    @cached_property
+    def onnx(self) -> OnnxFile | None:
+        """The ONNX file that the model is served from, if its class has the option and the folder no other weights."""
+        if not hasattr(self.options, "onnx"):
+            return None
+        name = self.options.onnx or onnx_file.usual(self.checkpoint)
+        return OnnxFile(self.checkpoint, name) if name else None
+
+    @property
+    def reference(self) -> Backend:
+        return self.onnx.reference if self.onnx is not None else super().reference
+
+    @property
+    def _backend(self) -> Backend:
+        """The backend that computes."""
+        return self.reference if self.spec.backend.is_reference else self.spec.backend
+
+    def _check_single(self, file: OnnxFile) -> None:
+        """Raise ConfigurationError if the options name networks beside an ONNX file."""
+        for option, given in (("heads", self._own_folders), ("adapters", self.adapters)):
+            if given:
+                problem = f"{file.path} has a single network"
+                raise ConfigurationError(f"{self.where}.options.{option}: {problem}; leave the option out")
+
+    def _check_file(self, file: OnnxFile) -> None:
+        """Raise ConfigurationError if an ONNX file cannot serve the tasks in the wanted precision."""
+        file.check((name, self.spec.tasks[name].kind.name, head.auto) for name, head in self.heads.items())
+        own, wanted = file.precision, self._backend.precision
+        if own != wanted and (self._backend.name == "onnxruntime" or own != "fp32"):
+            problem = f"{file.path} is in {own}, not {wanted}"
+            raise ConfigurationError(f'{self.where}.precision: {problem}; set it to "{own}", or leave `backend` out')
 
     def _refuse_compiling(self) -> None:
         if self.spec.backend.compiled:
@@ -157,7 +201,7 @@ class FolderModel(Model, Generic[H]):
     def load(self, device: str) -> None:
         self._refuse_compiling()
         self._device = device
-        backend, on_gpu = self.spec.backend, device.startswith("cuda")
+        backend, on_gpu = self._backend, device.startswith("cuda")
         self._loaded = CheckpointNetworks(
             {
                 name: CheckpointNetwork(head.checkpoint.folder, head.auto, self.adapters.get(name))
@@ -168,22 +212,32 @@ class FolderModel(Model, Generic[H]):
             backend=backend,
             split=self.SPLIT and (backend.name != "torch" or on_gpu),
         )
+        if backend.name != "torch" and device != "cpu":
+            problem = f"{backend.name} runs on the CPU here, not on {device}"
+            raise ConfigurationError(f"{self.where}.backend: {problem}; use 'torch', or --device ort:PROVIDER")
+        if self.onnx is not None:
+            self._loaded.give(self._given(self.onnx, backend))
+            return
         self._loaded.load()
         if backend.name == "torch":
             if on_gpu and self.PADDABLE:
                 self._loaded.capture()
         else:
-            if device != "cpu":
-                raise ConfigurationError(f"{self.where}.backend: {backend.name} runs on CPUs only; use 'torch'")
             example, other = self._examples()
             self._loaded.export(example, other, self._cache_file(example), self.spec.folder)
+
+    def _given(self, file: OnnxFile, backend: Backend) -> GivenNetwork:
+        from workers.models.huggingface.onnx_source.given_network import GivenNetwork
+
+        classifies = {name: head for name, head in self.heads.items() if "logits" in onnx_file.OUTPUTS[head.auto]}
+        return GivenNetwork(file, backend, {name: len(head.checkpoint.labels) for name, head in classifies.items()})
 
     def try_out(self) -> None:
         """Try samples once for these weights, this code and this backend (`trial`).
 
         If padding changes the answers, as in networks without a mask, only inputs of equal length share a pass.
         """
-        kept = self._kept("trials", str(self.spec.backend))
+        kept = self._kept("trials", str(self._backend))
         if kept.is_file():
             self.equal_lengths = bool(kept.read_text())
             return
@@ -193,12 +247,22 @@ class FolderModel(Model, Generic[H]):
             self.equal_lengths = True
             self._try()
             logger.warning("%s: padding changes its answers, so only inputs of equal length share a pass", self.where)
+        if self.onnx is not None and self.checkpoint.has_weights:
+            self._compare_with_torch(self.onnx)
         kept.parent.mkdir(parents=True, exist_ok=True)
         with atomically(kept) as part:
             part.write_text("equal lengths" if self.equal_lengths else "")
 
     def _try(self) -> None:
-        trial.run(self, self.where, compared=self.COMPARED, fp32=self.spec.backend.precision == "fp32")
+        trial.run(self, self.where, compared=self.COMPARED, fp32=self._backend.precision == "fp32")
+        self.networks.passes = 0
+
+    def _compare_with_torch(self, file: OnnxFile) -> None:
+        """Raise ConfigurationError if an ONNX file answers unlike the torch weights beside it."""
+        options = {name: own for name, own in self.spec.options.items() if name != "onnx"}
+        other = type(self)(replace(self.spec, options=options, backend=REFERENCE))
+        other.load("cpu")
+        trial.compare(self, other, f"{self.where}: {file.path}", self._backend.precision)
         self.networks.passes = 0
 
     #: Whether the outputs of equal inputs are equal, so that a trial compares them.

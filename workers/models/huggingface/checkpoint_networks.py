@@ -7,7 +7,7 @@ backbone's place and returns the output of that run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from workers.models.adapters.low_rank import AdapterRows
-    from workers.models.huggingface.exported import Captured, Exported, Inputs
+    from workers.models.huggingface.exported import Inputs
 
 #: The transformers class whose output is the backbone's output.
 BACKBONE = "AutoModel"
@@ -60,7 +60,7 @@ class CheckpointNetworks:
         self._adapters = list(dict.fromkeys(network.adapter for network in wanted.values() if network.adapter))
         self._adapter_rows: AdapterRows | None = None
         self._shares = False
-        self._stand_in: Exported | Captured | None = None
+        self._stand_in: Callable[[Inputs], Any] | None = None
         self.config: Any = None
         self.passes = 0
 
@@ -84,6 +84,15 @@ class CheckpointNetworks:
             self._backbone = self._share_backbone()
             self._shares = True
             self._adapt()
+
+    def give(self, network: Callable[[Inputs], Any]) -> None:
+        """Take the network of an ONNX file, which serves all tasks, in place of weights."""
+        from transformers import AutoConfig
+
+        folder = next(iter(self._wanted.values())).folder
+        with loading(folder, self._where):
+            self.config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self._stand_in = network
 
     def export(self, example: Inputs, other: Inputs, cache: Path, folder: Path | None = None) -> None:
         """Move the part that runs once per batch, the backbone or the only network, to the backend.
@@ -148,7 +157,7 @@ class CheckpointNetworks:
         self.passes += 1
         if self._adapter_rows is not None:
             self._adapter_rows.set(adapters, self._device)
-        features = self._stand_in(inputs) if self._stand_in else call(self._first, inputs)
+        features = self._stand_in(inputs) if self._stand_in is not None else call(self._first, inputs)
         if not self._shares:
             return {task: rows_of(features, rows, _count(inputs)) for task, rows in wanted.items()}
         return {task: self._run_head(self._wanted[task], features, inputs, rows) for task, rows in wanted.items()}

@@ -29,7 +29,7 @@ _SAVED_AGAIN = "load it with transformers and save it again (save_pretrained), w
 OTHER_WEIGHTS = (
     ("pytorch_model.bin (pickle, which is never read)", "pytorch_model*.bin", _SAVED_AGAIN),
     ("an adapter", "adapter_model.*", "name it in options.adapters, and its base model as the source"),
-    ("an ONNX model", "*.onnx", "name the folder that it was exported from"),
+    ("an ONNX model", "**/*.onnx", "name the file in the source, as onnx = …, for a kind that is served from it"),
     ("TensorFlow weights", "tf_model.h5", "name a revision with safetensors"),
     ("Flax weights", "flax_model.msgpack", "name a revision with safetensors"),
     ("a GGUF file", "*.gguf", "name the folder of the model that it was made from"),

@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 
 class EncoderOptions(HeadOptions, frozen=True):
-    """`max_tokens` is by default the checkpoint's own limit. `adapters` gives a task its LoRA folder. `pooling` makes a
+    """`onnx` is the ONNX file, from the folder on, that the model is served from; sources set it (docs/models.md).
+
+    `max_tokens` is by default the checkpoint's own limit. `adapters` gives a task its LoRA folder. `pooling` makes a
     text's vector from its tokens' vectors, and `prompt` names the text put before it, by default as the folder says.
     """
 
+    onnx: Text | None = None
     max_tokens: Count | None = None
     adapters: Table = field(default_factory=dict)
     pooling: Text | None = None

@@ -26,6 +26,10 @@ _SAMPLES = 4
 _MARGINS = {True: 1e-3, False: 5e-2}
 
 
+#: The largest mean difference to the answers of the same weights in torch and fp32, by precision.
+_OF_TORCH = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 5e-2, "int8": 0.25}
+
+
 class DependsOnNeighbours(ConfigurationError):
     """The outputs of an input depend on the other inputs of a batch."""
 
@@ -56,6 +60,21 @@ def run(model: Model, where: str, *, compared: bool, fp32: bool) -> None:
             if difference > _MARGINS[fp32]:
                 problem = f"the answers of {task!r} depend on the other inputs of a batch (by {difference:.2g})"
                 raise DependsOnNeighbours(f"{where}: {problem}, which is not served; use another checkpoint")
+
+
+def compare(model: Model, other: Model, file: str, precision: str) -> None:
+    """Compare outputs for sample inputs with those of the same weights in torch.
+
+    Raises ConfigurationError, with the difference, if they differ by more than the precision explains.
+    """
+    for row in _rows(model):
+        found, expected = _outputs(model, [row]), _outputs(other, [row])
+        for task, output in expected.items():
+            difference = _difference(output[0], found[task][0])
+            if not difference <= _OF_TORCH[precision]:  # NaN is no number that is less
+                problem = f"its outputs for {task!r} differ from those of the torch weights beside it"
+                share = f"by {difference:.2g} of their size on average, over {_OF_TORCH[precision]:.2g}"
+                raise ConfigurationError(f"{file}: {problem} {share}; export it again, or remove what is older")
 
 
 def _said(error: Exception) -> str:

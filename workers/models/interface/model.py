@@ -128,7 +128,7 @@ class Model(PreviousForm, ABC):
     tunable: ClassVar[bool] = False
 
     #: The backends that the settings may name for the model.
-    backends: ClassVar[tuple[str, ...]] = ()
+    backends: tuple[str, ...] = ()
 
     #: The padded cost of a batch, unless the settings or a measurement give another.
     default_cost: ClassVar[int] = 1024
@@ -151,6 +151,11 @@ class Model(PreviousForm, ABC):
             if self.kind is not None and task.kind != self.kind:
                 problem = f"is of the kind {task.kind.name}, but {type(self).__name__} serves only {self.kind.name}"
                 raise ConfigurationError(f"{where}.tasks.{task.name}: {problem}")
+
+    @property
+    def reference(self) -> Backend:
+        """The backend whose answers judge all others, and that serves where nothing was measured."""
+        return REFERENCE
 
     @classmethod
     def schemas(cls) -> dict[str, Any]:

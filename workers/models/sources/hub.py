@@ -13,6 +13,9 @@ from workers.models.sources.download import PullFailed
 #: The files that are downloaded: weights as safetensors, and text. Never pickles or code.
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
+#: The endings of the further files of an ONNX file: weights over 2 GB are outside of it.
+_EXTERNAL = ("", "_data*", ".data*")
+
 
 def locate(note: Path) -> Path | None:
     """Return the folder of a pulled repository by its note, or None. Makes no network request."""
@@ -22,12 +25,14 @@ def locate(note: Path) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def pull(repository: str, revision: str, note: Path) -> Path:
-    """Download a repository beside its `note`; return its folder, named by the commit. Raises PullFailed."""
+def pull(repository: str, revision: str, note: Path, *, onnx: str = "") -> Path:
+    """Download a repository beside its `note`; return its folder, named by the commit. `onnx` is a file of it to pull
+    too. Raises PullFailed.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    files, place = list(FILES), note.parent / "hub"
+    files, place = [*FILES, *(onnx + ending for ending in _EXTERNAL if onnx)], note.parent / "hub"
     try:
         offered = HfApi().model_info(repository, revision=revision)
         # resumes, verifies and locks by itself
@@ -38,6 +43,9 @@ def pull(repository: str, revision: str, note: Path) -> Path:
         raise PullFailed(f"{repository} at {revision}: {reason}; {remedy}") from error
     # if the hub breaks off, its client may return an incomplete folder
     names = [sibling.rfilename for sibling in offered.siblings or ()]
+    if onnx and onnx not in names:
+        there = ", ".join(name for name in names if name.endswith(".onnx")) or "no ONNX file"
+        raise PullFailed(f"{repository} at {revision}: has no {onnx}; it has {there}")
     for name in names:
         if any(fnmatch(name, pattern) for pattern in files) and not (folder / name).is_file():
             raise PullFailed(f"{repository}: {name} was not downloaded; run the command again to resume")

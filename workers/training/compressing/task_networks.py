@@ -98,20 +98,31 @@ class TaskNetworks(nn.Module):
         return config
 
 
+def judged(wanted: ModelToLoad, action: str) -> EncoderModel:
+    """Return the parent's side of a model. Raises ConfigurationError, which says that an `action` is not done, unless
+    labelled rows can judge it.
+    """
+    model = served_models.build(wanted)
+    where = f"models.{wanted.name}"
+    if not isinstance(model, EncoderModel):
+        problem = f"{type(model).__name__} is not {action}; only text encoders in transformers' format are"
+        raise ConfigurationError(f"{where}: {problem}")
+    for name, task in model.spec.tasks.items():
+        if task.kind.name not in KINDS:
+            remedy = f"leave it out; known: {', '.join(KINDS)}"
+            raise ConfigurationError(f"{where}.tasks.{name}: {task.kind.name} is not {action}; {remedy}")
+    return model
+
+
 def served(wanted: ModelToLoad) -> EncoderModel:
     """Return the parent's side of a model.
 
     Raises ConfigurationError unless it is a text model that can be compressed.
     """
-    model = served_models.build(wanted)
-    where = f"models.{wanted.name}"
-    if not isinstance(model, EncoderModel):
-        problem = f"{type(model).__name__} is not compressed; only text encoders in transformers' format are"
-        raise ConfigurationError(f"{where}: {problem}")
-    for name, task in model.spec.tasks.items():
-        if task.kind.name not in KINDS:
-            remedy = f"leave it out; known: {', '.join(KINDS)}"
-            raise ConfigurationError(f"{where}.tasks.{name}: {task.kind.name} is not compressed; {remedy}")
+    model, where = judged(wanted, "compressed"), f"models.{wanted.name}"
+    if model.onnx is not None:
+        problem = "an ONNX file is not compressed, since it has no weights to train"
+        raise ConfigurationError(f"{where}: {problem}; name the folder of the torch weights")
     if model.adapters:
         remedy = "merge them into folders of their own first (peft's merge_and_unload)"
         raise ConfigurationError(f"{where}.options.adapters: adapters are not compressed; {remedy}")

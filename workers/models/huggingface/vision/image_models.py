@@ -13,6 +13,7 @@ import numpy as np
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface.checkpoint_model import HeadOptions
+from workers.models.huggingface.onnx_source.onnx_file import OnnxFile
 from workers.models.huggingface.vision import image_heads
 from workers.models.huggingface.vision.image_heads import Image, ImageHead
 from workers.models.huggingface.vision.image_processing import ImageReader
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
 
 class ImageOptions(HeadOptions, frozen=True):
-    """An image with more than `max_image_pixels` is refused before it is decoded. `pooling` ("mean" or "cls") makes the
+    """`onnx` is the ONNX file, from the folder on, that the model is served from; sources set it (docs/models.md).
+
+    An image with more than `max_image_pixels` is refused before it is decoded. `pooling` ("mean" or "cls") makes the
     vector of an image, by default as the network does.
     """
 
+    onnx: Text | None = None
     max_image_pixels: Count = pixels.MAX_PIXELS
     pooling: Text | None = None
 
@@ -86,6 +90,12 @@ class ImageModel(PixelModel):
     @cached_property
     def reader(self) -> ImageReader:
         return ImageReader(self.checkpoint, self.options.max_image_pixels)
+
+    def _check_file(self, file: OnnxFile) -> None:
+        super()._check_file(file)
+        for name, head in self.heads.items():
+            if isinstance(head, image_heads.ImageFeatureExtraction):
+                file.check_pooling(name, self.options.pooling)
 
     # --- in the device process ---
 
