@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 
 .PHONY: demo test check prose mutation bench plots install clean \
-	test-benchmarks test-celery test-clients test-faults test-folders test-gpu test-hostile test-media test-morning test-quiet test-stack test-training test-upgrade
+	test-benchmarks test-celery test-clients test-faults test-folders test-gpu test-hostile test-media test-monitoring test-morning test-quiet test-stack test-training test-upgrade
 
 install: $(INSTALLED)
 
@@ -105,6 +105,11 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
 	touch $@
+
+# A real Prometheus (Debian: apt-get install prometheus) scrapes a fleet: dashboards, alerts, and the scaler's number: minutes.
+test-monitoring: $(INSTALLED)
+	@command -v promtool >/dev/null || apt-get install --yes --no-install-recommends prometheus
+	$(BIN)/python -m pytest -m monitoring tests/monitoring
 
 # On a machine with a GPU: what only a GPU can show, and all tests of models on it instead of the CPU.
 test-gpu: $(INSTALLED)
