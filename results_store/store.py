@@ -1,8 +1,8 @@
 """The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
 Other tables have their own objects, which are attributes of `Store`: `tenants`, `flight` (the micro-batches),
-`dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files` and `file_batches`, and a site's
-`edge`.
+`figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files` and
+`file_batches`, and a site's `edge`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.dead_letters import DeadLetters
 from results_store.sql.declarations import Declarations
 from results_store.sql.flight import FlightRecorder
+from results_store.sql.monitoring.fleet_figures import FleetFigures
 from results_store.sql.pipelines import Follow
 from results_store.sql.retention import Retention
 from results_store.sql.tenants import Tenants
@@ -62,6 +63,7 @@ class Store:
         self.declarations = Declarations(self._database)
         self.tenants = Tenants(self._database)
         self.flight = FlightRecorder(self._database)
+        self.figures = FleetFigures(self._database)
         self.dead_letters = DeadLetters(self._database)
         self.retention = Retention(self._database)
         self.edge = EdgeSpool(self._database)

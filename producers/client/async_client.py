@@ -50,6 +50,8 @@ from results_store.sql.engines.forks import at_fork
 from results_store.sql.item_numbering import TREE_SPAN
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from results_store.store import Store
 
 T = TypeVar("T")
@@ -378,6 +380,10 @@ class AsyncClient(OfThisProcess):
     async def live_nodes(self) -> list[LiveNode]:
         """Return the workers that are alive, with their models. Raises BrokerUnavailable."""
         return await self._runtime.call(self._link.live_nodes)
+
+    async def ask_broker(self, question: Callable[[Redis], T]) -> T:
+        """Return `question(redis)`, called in a thread. Raises BrokerUnavailable or Overloaded for Redis' errors."""
+        return await self._runtime.call(lambda: self._link.ask_broker(question))
 
     async def check(self) -> None:
         """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

@@ -20,6 +20,8 @@ from producers.wire.queues import MOST_REFUSED, RefusedMessage
 from results_store.records import JobStatus, QueuedWork, Result
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from results_store.store import Store
 
 T = TypeVar("T")
@@ -198,6 +200,10 @@ class Client(OfThisProcess):
     def live_nodes(self) -> list[LiveNode]:
         """Return the workers that are alive, with their models. Raises BrokerUnavailable."""
         return run(self._awaited.live_nodes())
+
+    def ask_broker(self, question: Callable[[Redis], T]) -> T:
+        """Return `question(redis)`. Raises BrokerUnavailable or Overloaded for Redis' errors."""
+        return run(self._awaited.ask_broker(question))
 
     def check(self) -> None:
         """Check that broker and store answer. Raises BrokerUnavailable, StoreUnavailable or SchemaMismatch."""

@@ -25,6 +25,8 @@ from results_store.errors import StoreUnavailable
 from results_store.records import NewJob, Tenant
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from producers.client.runtimes import Runtime
     from results_store.store import Store
 
@@ -192,6 +194,11 @@ class FleetLink:
         if self._files is None:
             self._files = self._connection.files
         return self._files
+
+    def ask_broker(self, question: Callable[[Redis], T]) -> T:
+        """Return the answer of `question`, which is called with Redis. Raises BrokerUnavailable or Overloaded."""
+        with as_unavailable(self.publisher.redis):
+            return question(self.publisher.redis)
 
     def live_nodes(self) -> list[LiveNode]:
         """Return the workers that are alive. Raises BrokerUnavailable."""

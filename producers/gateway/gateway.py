@@ -14,6 +14,7 @@ from producers.client.async_client import AsyncClient
 from producers.client.async_handles import AsyncHandle
 from producers.gateway.activity import Activity
 from producers.gateway.keys import Caller, Keyring
+from producers.gateway.metrics.gateway_metrics import GatewayMetrics
 from producers.gateway.problems import Gone
 from producers.gateway.rates import HeldBytes, Rates
 from producers.gateway.settings import GatewaySettings
@@ -42,6 +43,7 @@ class Gateway:
         self.bodies = HeldBytes(settings.max_held_bytes)
         self.activity = Activity(client.ask, client.live_nodes)
         self.serving: Counter[str] = Counter()  # requests by key
+        self.metrics = GatewayMetrics(client, self.serving, self.bodies)
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)
 
     def keep(self, handle: AsyncHandle) -> None:

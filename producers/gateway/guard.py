@@ -163,10 +163,12 @@ class Guard:
 
     def _sending(self, scope: Scope, request_id: str, send: Send) -> Send:
         is_private = scope["path"].startswith(PRIVATE)
+        began = time.monotonic()
 
         async def bounded(message: Message) -> None:
             begins = message["type"] == "http.response.start"
             if begins:
+                self._gateway.metrics.http.note(scope, message["status"], began)
                 headers = MutableHeaders(raw=message["headers"])
                 headers[REQUEST_ID] = request_id
                 if is_private:

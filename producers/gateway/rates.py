@@ -49,6 +49,11 @@ class HeldBytes:
         self._most = most
         self._held: Counter[str] = Counter()
 
+    @property
+    def held(self) -> int:
+        """The bytes of all keys together."""
+        return self._held.total()
+
     def hold(self, key: str, more: int) -> bool:
         """Count more bytes (or fewer, if negative) and return True; return False if there is no room for them."""
         mine, free = self._held[key] + more, self._most - self._held.total() - more

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from producers.client.async_client import AsyncClient
 from producers.gateway import connections
 from producers.gateway.app import create_app
 from producers.gateway.browsers import is_loopback
-from producers.gateway.guard import HEALTH
+from producers.gateway.metrics.health_listener import HealthListener
 from producers.gateway.settings import GatewaySettings
 from producers.wire.command_line import LeaveTextOut, log_to_stderr
 from producers.wire.errors import ConfigurationError
@@ -31,7 +31,7 @@ def serve(settings: GatewaySettings, host: str, port: int, health_port: int | No
 
     Raises ConfigurationError if `--no-auth` would open the gateway to the network, or if a port is taken.
 
-    The health checks answer at `health_port` too, where no other request competes with them.
+    At `health_port` the health checks answer too, and metrics and the scaler's number alone: see `HealthListener`.
     """
     if not settings.auth and not is_loopback(host):
         raise ConfigurationError(
@@ -53,7 +53,7 @@ def serve(settings: GatewaySettings, host: str, port: int, health_port: int | No
     with suppress(OSError, ValueError):  # a container may forbid it; the limit stays as it is
         connections.raise_limit()
     main = _Server(config(app, host, port))
-    beside = [] if health_port is None else [_Beside(config(_only_health(app), host, health_port, lifespan="off"))]
+    beside = [] if health_port is None else [_Beside(config(HealthListener(app), host, health_port, lifespan="off"))]
     with asyncio.Runner(loop_factory=main.config.get_loop_factory()) as runner:
         runner.run(_both(main, beside))
     if not main.started:
@@ -111,14 +111,3 @@ class _Beside(_Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _only_health(app: ASGIApp) -> ASGIApp:
-    async def health(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] in HEALTH:
-            await app(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
-
-    return health

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.stack.compose_file import ROOT, load
 from tests.stack.engine import CannotRun, Engine
@@ -37,7 +38,12 @@ def wanted(variables: dict[str, str]) -> list[str]:
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     default = re.search(r"^ARG PYTHON=(\S+)$", dockerfile, re.MULTILINE)
     assert default, "the Dockerfile names its Python by an argument with a default"
-    return [f"python:{default[1]}", *(service["image"] for service in services if "build" not in service)]
+    return [f"python:{default[1]}", *(service["image"] for service in services if _runs(service))]
+
+
+def _runs(service: dict[str, Any]) -> bool:
+    """Return whether the stack of the tests runs a service's image as it is. It leaves out the profile `monitoring`."""
+    return "build" not in service and "monitoring" not in service.get("profiles", ())
 
 
 def provide(engine: Engine, images: list[str], say: Callable[[str], None]) -> list[str]:

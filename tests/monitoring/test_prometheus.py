@@ -1,0 +1,186 @@
+"""A real Prometheus scrapes a real fleet: every query of the dashboards finds something, and every alert fires."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+import yaml
+
+from producers import Client, ItemFailed
+from tests.conftest import free_port
+from tests.end_to_end.conftest import SCRIPTED
+from tests.end_to_end.processes import fleet_in, until
+
+FOLDER = Path(__file__).parents[2] / "docker" / "monitoring"
+
+pytestmark = [
+    pytest.mark.monitoring,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Prometheus: apt-get install prometheus"),
+]
+
+#: For each alert the series that make it fire (promtool's notation, a value a minute), and the minute at which it does.
+FIRES: dict[str, tuple[dict[str, str], int]] = {
+    "ArgosyMetricsMissing": ({"up": "0x10"}, 5),
+    "ArgosyStoreAway": ({"argosy_store_up": "0x10"}, 5),
+    "ArgosyBrokerAway": ({"argosy_broker_up": "0x10"}, 5),
+    "ArgosyNoWorkers": ({"argosy_wanted_workers": "1x10", "argosy_workers": "0x10"}, 5),
+    "ArgosyModelUnserved": ({'argosy_queue_items{model="a"}': "5x10", 'argosy_queue_items{model="b"}': "5x10",
+                             'argosy_model_workers{model="b",state="serving"}': "1x10"}, 5),
+    "ArgosyInteractiveWaits": ({'argosy_queue_oldest_age_seconds{model="a",priority="interactive"}': "11x10"}, 5),
+    "ArgosyBehind": ({"argosy_wanted_workers": "3x30", "argosy_workers": "2x30"}, 20),
+    "ArgosyStuck": ({"argosy_queue_items": "3x30", "argosy_workers": "2x30", "argosy_batches_total": "7x30"}, 25),
+    "ArgosyDeadLetters": ({"argosy_dead_letters": "2x20 3x5"}, 22),
+    "ArgosyFailures": ({'argosy_failed_results_total{task="t",kind="k"}': "0+60x20"}, 18),
+    "ArgosyWorkersDie": ({"argosy_envelope_worker_deaths": "3x10"}, 5),
+    "ArgosyRefusedMessages": ({"argosy_broker_refused_messages": "0x20 4x5"}, 22),
+    "ArgosyBrokerFull": ({"argosy_broker_memory_bytes": "95x10", "argosy_broker_memory_limit_bytes": "100x10"}, 8),
+}  # fmt: skip
+
+ALERTS = [rule["alert"] for rule in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"][0]["rules"]]
+
+
+def queries() -> list[str]:
+    """Return every query of the dashboards."""
+    return [
+        target["expr"]
+        for board in sorted((FOLDER / "dashboards").glob("*.json"))
+        for panel in json.loads(board.read_text("utf-8"))["panels"]
+        for target in panel.get("targets", ())
+    ]
+
+
+def promtool(*words: str) -> str:
+    done = subprocess.run(["promtool", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_promtool_accepts_the_files(tmp_path: Path) -> None:
+    """As they are mounted by the profile `monitoring`."""
+    promtool("check", "rules", str(FOLDER / "alerts.yml"))
+    text = (FOLDER / "prometheus.yml").read_text().replace("/etc/prometheus/", f"{FOLDER}/")
+    (tmp_path / "prometheus.yml").write_text(text)
+    promtool("check", "config", str(tmp_path / "prometheus.yml"))
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_an_alert_fires_when_it_should_and_not_before(alert: str, tmp_path: Path) -> None:
+    """Each once: promtool fails for an alert that is missing and for one too many."""
+    series, minute = FIRES[alert]
+    rule = next(
+        rule
+        for rule in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"][0]["rules"]
+        if rule["alert"] == alert
+    )
+    (tmp_path / "rule.yml").write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [rule]}]}))
+    found = subprocess.run(
+        ["promtool", "test", "rules", str(_scenario(tmp_path, alert, series, minute))],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode != 0, "it did not fire"
+    fired = re.search(r"got:\[\s*(.*?)\s*\]\s*$", found.stdout + found.stderr, re.MULTILINE | re.DOTALL)
+    assert fired, found.stdout + found.stderr
+    assert fired[1].count("Labels:") == 1
+    promtool("test", "rules", str(_scenario(tmp_path, alert, {}, 0)))
+
+
+def _scenario(folder: Path, alert: str, series: dict[str, str], minute: int) -> Path:
+    told = [{"series": name, "values": values} for name, values in series.items()]
+    case = {"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": []}
+    path = folder / "scenario.yml"
+    tests = [{"interval": "1m", "input_series": told, "alert_rule_test": [case]}]
+    path.write_text(
+        yaml.safe_dump({"rule_files": [str(folder / "rule.yml")], "evaluation_interval": "1m", "tests": tests})
+    )
+    return path
+
+
+@contextmanager
+def gateway(folder: Path) -> Iterator[tuple[str, str]]:
+    """Run `argosy gateway`; give the addresses of its main port and of the port beside."""
+    main, beside = free_port(), free_port()
+    command = [sys.executable, "-m", "producers.commands.main", "gateway", "--no-auth", "--port", str(main)]
+    with (folder / "gateway.log").open("wb") as log:
+        process = subprocess.Popen([*command, "--health-port", str(beside)], stdout=log, stderr=log)
+    try:
+        until(lambda: _answers(f"http://127.0.0.1:{beside}/readyz"), 300)
+        yield f"http://127.0.0.1:{main}", f"http://127.0.0.1:{beside}"
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+@contextmanager
+def prometheus(folder: Path, target: str) -> Iterator[str]:
+    """Run Prometheus with the configuration of the profile, but every second and for this target."""
+    text = (FOLDER / "prometheus.yml").read_text().replace("gateway:8081", target.removeprefix("http://"))
+    text = text.replace("15s", "1s").replace("/etc/prometheus/", f"{FOLDER}/")
+    (folder / "prometheus.yml").write_text(text)
+    port = free_port()
+    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+    try:
+        until(lambda: _answers(f"http://127.0.0.1:{port}/-/ready"), 120)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def ask(url: str, query: str) -> list[float]:
+    """Return the numbers that a query finds."""
+    answer = httpx.get(f"{url}/api/v1/query?query={urllib.parse.quote(query)}", timeout=30).json()
+    assert answer["status"] == "success", (query, answer)
+    return [float(one["value"][1]) for one in answer["data"]["result"]]
+
+
+def test_every_query_of_the_dashboards_finds_something(tmp_path: Path) -> None:
+    """With a fleet that computes for two tenants at two priorities, and fails for one."""
+    with (
+        fleet_in(tmp_path, SCRIPTED) as fleet,
+        gateway(tmp_path) as (main, beside),
+        prometheus(tmp_path, beside) as url,
+        Client(fleet.broker_url, fleet.store_url) as client,
+    ):
+        until(lambda: 1.0 in ask(url, "argosy_store_up"), 120)
+        missing = queries()
+
+        def found_all() -> bool:
+            """Give the fleet some work, and try the queries that found nothing yet."""
+            job = client.submit_many(["echo", "shout"], [f"text {n}" for n in range(64)], tenant="acme")
+            with pytest.raises(ItemFailed):
+                client.submit("echo", "raise").result(timeout_s=120)
+            job.wait(timeout_s=120)
+            assert httpx.get(f"{main}/api/tasks", timeout=30).status_code == 200
+            for query in list(missing):
+                if any(not math.isnan(number) for number in ask(url, query)):
+                    missing.remove(query)
+            return not missing
+
+        try:
+            until(found_all, 600)
+        finally:
+            assert missing == []
+        assert ask(url, "argosy_workers") == [1.0]
+        firing = httpx.get(f"{url}/api/v1/alerts", timeout=30).json()["data"]["alerts"]
+        assert {alert["labels"]["alertname"] for alert in firing if alert["state"] == "firing"} <= {"ArgosyFailures"}
