@@ -2,8 +2,9 @@
 
 Sentiment, rating, topic, spam and entities are trained by recipes of `argosy train`: together on one backbone, together
 with fusion, each alone (the twins), and together on the frozen backbone. All learn from the same rows for the same
-number of epochs, with all labels, a tenth and a hundredth of them, from several seeds. A seed decides which rows are
-kept, and the training's random numbers.
+number of epochs, but at least `LEAST_STEPS`, with all labels, a tenth and a hundredth of them, from several seeds. A
+seed decides which rows are kept, and the training's random numbers. The validation part, which chooses the best of four
+evaluations, is the same for all shares.
 
 The run is resumable: `--keep` writes each training's scores into the result, and a later run takes only those that it
 has not. A training that was killed goes on from its checkpoint in `--work`.
@@ -34,6 +35,7 @@ from workers.batching.serving import served_models
 from workers.models.interface.sample_inputs import usual_params
 from workers.training.agreement import Trial, answered
 from workers.training.recipes import recipe_file, training_run
+from workers.training.recipes.recipe_file import RecipeFile
 from workers.training.training_batches import all_of, by_size
 
 NAME = "multitask"
@@ -42,6 +44,9 @@ SEEDS = (1, 2, 3)
 
 #: The shares of the labels, and the epochs over them: few rows are learnt more often.
 EPOCHS = {0.01: 20.0, 0.1: 6.0, 1.0: 2.0}
+
+#: The fewest steps of a training: a twin with few rows would end before it has learnt.
+LEAST_STEPS = 100
 
 #: The settings of all trainings that differ from the defaults of `argosy train`.
 TRAIN = {"max_tokens": 96, "precision": "bf16"}
@@ -123,6 +128,16 @@ class Bench:
             self._end_comparison(training)
             yield training.name
 
+    def teacher(self) -> RecipeFile:
+        """Return the recipe of the joint training with all labels, after it is trained. Its folder serves."""
+        training = Training("joint", 1.0, SEEDS[0])
+        self._rows = labelled.read(quick=self._quick)
+        recipe = recipe_file.load(self._recipe(training))
+        if not (recipe.out / training_run.CARD).is_file():
+            convention.progress("training the teacher")
+            training_run.run(training_run.prepare(recipe, resume=True), lambda *_: None)
+        return recipe
+
     def _run(self, training: Training) -> dict[str, Any]:
         recipe = recipe_file.load(self._recipe(training))
         began = time.process_time()
@@ -147,7 +162,7 @@ class Bench:
                 )
                 files[part].append(str(path))
         count = sum(len(self._rows[task].share(training.share, training.seed)) for task in training.tasks)
-        steps = 2 if self._quick else max(1, round(EPOCHS[training.share] * count / ROWS))
+        steps = 2 if self._quick else max(LEAST_STEPS, round(EPOCHS[training.share] * count / ROWS))
         train = {
             **TRAIN,
             "seed": training.seed,
@@ -280,7 +295,14 @@ def _settings() -> dict[str, Any]:
     """Return all that the scores depend on, apart from the code."""
     epochs = {f"{share:.0%}": epochs for share, epochs in EPOCHS.items()}
     counts = {task: list(own) for task, own in labelled.COUNTS.items()}
-    return {**TRAIN, "rows": ROWS, "evaluations": EVALUATIONS, "epochs": epochs, "counts": counts}
+    return {
+        **TRAIN,
+        "rows": ROWS,
+        "least_steps": LEAST_STEPS,
+        "evaluations": EVALUATIONS,
+        "epochs": epochs,
+        "counts": counts,
+    }
 
 
 def _kept() -> Mapping[str, Any]:
