@@ -49,7 +49,7 @@ EPOCHS = {0.01: 20.0, 0.1: 6.0, 1.0: 2.0}
 LEAST_STEPS = 100
 
 #: The settings of all trainings that differ from the defaults of `argosy train`.
-TRAIN = {"max_tokens": 96, "precision": "bf16"}
+TRAIN = {"max_tokens": 48, "precision": "bf16"}
 
 #: The tasks that see each other's scores in the variant with fusion: those with an attention of their own.
 FUSED = ("sentiment", "rating", "topic", "spam")
@@ -152,33 +152,17 @@ class Bench:
 
     def _recipe(self, training: Training) -> Path:
         """Write the rows and the recipe of a training; return the recipe's path."""
+        folder = self._work / "rows" / f"{training.share:g}-{training.seed}"
         files: dict[str, list[str]] = {part: [] for part in labelled.PARTS}
+        count = 0
         for task in training.tasks:
-            rows = self._rows[task]
-            own = {**rows.parts, "train": rows.share(training.share, training.seed)}
-            for part, some in own.items():
-                path = labelled.write(
-                    self._work / "rows" / f"{training.share:g}-{training.seed}" / f"{task}-{part}.jsonl", some
-                )
-                files[part].append(str(path))
-        count = sum(len(self._rows[task].share(training.share, training.seed)) for task in training.tasks)
+            parts = {**self._rows[task].parts, "train": self._rows[task].share(training.share, training.seed)}
+            count += len(parts["train"])
+            for part, rows in parts.items():
+                files[part].append(str(labelled.write(folder / f"{task}-{part}.jsonl", rows)))
         steps = 2 if self._quick else max(LEAST_STEPS, round(EPOCHS[training.share] * count / ROWS))
-        train = {
-            **TRAIN,
-            "seed": training.seed,
-            "rows": ROWS,
-            "steps": steps,
-            "evaluate_every": max(1, steps // EVALUATIONS),
-            "sharing": "frozen" if training.variant == "frozen" else "full",
-        }
-        tables = ["[train]", *_lines(train), "[data]", *_lines(files)]
-        for task in training.tasks:
-            fusion = (
-                [other for other in FUSED if other != task] if training.variant == "fusion" and task in FUSED else []
-            )
-            tables += [f"[tasks.{task}]", *_lines({"kind": KINDS[task], "label": task, "fusion": fusion})]
         path = self._work / f"{training.name}.toml"
-        path.write_text("\n".join(tables) + "\n", encoding="utf-8")
+        path.write_text("\n".join(_tables(training, steps, files)) + "\n", encoding="utf-8")
         return path
 
     def _end_comparison(self, training: Training) -> None:
@@ -287,6 +271,21 @@ def _cutting(params: Any) -> Any:
     return msgspec.structs.replace(params, truncation=True) if hasattr(params, "truncation") else params
 
 
+def _tables(training: Training, steps: int, files: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a recipe."""
+    yield "[train]"
+    yield from _lines({**TRAIN, "seed": training.seed, "rows": ROWS, "steps": steps})
+    yield from _lines({"evaluate_every": max(1, steps // EVALUATIONS)})
+    yield from _lines({"sharing": "frozen" if training.variant == "frozen" else "full"})
+    yield "[data]"
+    yield from _lines(files)
+    for task in training.tasks:
+        others = [other for other in FUSED if other != task]
+        fusion = others if training.variant == "fusion" and task in FUSED else []
+        yield f"[tasks.{task}]"
+        yield from _lines({"kind": KINDS[task], "label": task, "fusion": fusion})
+
+
 def _lines(table: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {json.dumps(value)}" for name, value in table.items()]
 
@@ -297,6 +296,7 @@ def _settings() -> dict[str, Any]:
     counts = {task: list(own) for task, own in labelled.COUNTS.items()}
     return {
         **TRAIN,
+        "chars": labelled.CHARS,
         "rows": ROWS,
         "least_steps": LEAST_STEPS,
         "evaluations": EVALUATIONS,
