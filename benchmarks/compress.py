@@ -106,11 +106,20 @@ class Bench:
         student = self._made("student", Distill(layers=self._layers, inner=self._inner, epochs=self._epochs), original)
         yield student
         for name, step in list(COMBINED.items())[-1 if self._quick else 0 :]:
-            yield self._made(name, step, student)
+            yield from self._tried(name, step, student)
         for backend in BACKENDS[: 1 if self._quick else None]:
             yield Variant(step=f"teacher on {backend}", model=_on(self._teacher, backend))
-        yield self._made("teacher int8", Int8(), original)
-        yield self._made("pruned", Prune(layers=self._layers + 1, epochs=self._epochs / 3), original)
+        yield from self._tried("teacher int8", Int8(), original)
+        yield from self._tried("pruned", Prune(layers=self._layers + 1, epochs=self._epochs / 3), original)
+
+    def _tried(self, name: str, step: Step, of: Variant) -> Iterator[Variant]:
+        """Yield the variant, unless its network differs too much from torch."""
+        try:
+            made = self._made(name, step, of)
+        except ConfigurationError as error:
+            convention.progress(f"{name} is left out: {error}")
+        else:
+            yield made
 
     def _made(self, name: str, step: Step, of: Variant) -> Variant:
         folder = self._folder / name.replace(" ", "-")
