@@ -43,7 +43,7 @@ NAME = "multitask"
 SEEDS = (1, 2, 3)
 
 #: The shares of the labels, and the epochs over them: few rows are learnt more often.
-EPOCHS = {0.01: 20.0, 0.1: 6.0, 1.0: 2.0}
+EPOCHS = {0.01: 20.0, 0.1: 6.0, 1.0: 1.5}
 
 #: The fewest steps of a training: a twin with few rows would end before it has learnt.
 LEAST_STEPS = 100
@@ -88,7 +88,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
-        known = _kept() if asked.keep else {}
+        known = kept() if asked.keep else {}
         bench = Bench(asked.work or Path(folder), quick=asked.quick, known=known)
         for _ in bench.trainings(asked.minutes):
             if asked.keep:
@@ -275,7 +275,8 @@ def _tables(training: Training, steps: int, files: Mapping[str, Sequence[str]]) 
     """Yield the lines of a recipe."""
     yield "[train]"
     yield from _lines({**TRAIN, "seed": training.seed, "rows": ROWS, "steps": steps})
-    yield from _lines({"evaluate_every": max(1, steps // EVALUATIONS)})
+    part = max(1, steps // EVALUATIONS)
+    yield from _lines({"evaluate_every": part, "checkpoint_every": part})
     yield from _lines({"sharing": "frozen" if training.variant == "frozen" else "full"})
     yield "[data]"
     yield from _lines(files)
@@ -305,7 +306,7 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _kept() -> Mapping[str, Any]:
+def kept() -> Mapping[str, Any]:
     """Return the figures of the kept result, unless its trainings had other settings."""
     path = convention.RESULTS / f"{NAME}.json"
     figures: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
