@@ -27,11 +27,12 @@ from tests import training_checkpoints
 from workers.models.sources import model_source
 from workers.training import data, head_features
 from workers.training.data import SEED, Split
-from workers.training.joint import corpus, processes, result, trainer
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Compression, Recipe
-from workers.training.joint.recipe import Split as Sharing
-from workers.training.joint.trainer import LogLine, Work
+from workers.training.joint import corpus, result
+from workers.training.loop import processes, trainer
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Compression, Recipe
+from workers.training.loop.recipe import Split as Sharing
+from workers.training.loop.trainer import LogLine, Work
 from workers.training.recipes import recipe_file, training_run
 from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.recipe_file import RecipeFile

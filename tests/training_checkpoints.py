@@ -11,8 +11,8 @@ import torch
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from workers.training.joint import joint_checkpoint
-from workers.training.joint.joint_checkpoint import SavedBest
+from workers.training.loop import training_checkpoint
+from workers.training.loop.training_checkpoint import SavedBest
 
 #: By how much weights may differ after some steps in which the same numbers were added up in another order, as a share
 #: of their tensor's largest value.
@@ -28,14 +28,14 @@ _SMALL = 0.05
 
 def last(out: Path) -> dict[str, torch.Tensor]:
     """Return all that the last checkpoint has of a training: its weights, and the optimiser's averages."""
-    saved = joint_checkpoint.read(out)
+    saved = training_checkpoint.read(out)
     assert saved is not None
     return _whole(out / saved.folder)
 
 
 def best(out: Path) -> dict[str, torch.Tensor]:
     """Return the best weights of a training."""
-    return _whole(out / msgspec.json.decode((out / joint_checkpoint.BEST).read_bytes(), type=SavedBest).folder)
+    return _whole(out / msgspec.json.decode((out / training_checkpoint.BEST).read_bytes(), type=SavedBest).folder)
 
 
 def _whole(folder: Path) -> dict[str, torch.Tensor]:

@@ -19,8 +19,8 @@ from results_store.records import JobStatus, Result, ResultState
 from results_store.store import Store
 
 #: The difference that a real model's scores may have, by the precision of the backend: batches of other sizes add up
-#: in another order. 0.0021 was measured with bf16.
-TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "bf16": 5e-3, "fp16": 1e-3, "int8": 1e-2}
+#: in another order. With bf16 (torch, AMX) one text had 0.5727 or 0.5810 by its batch, and 0.5823 with fp32.
+TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-3, "int8": 1e-2}
 
 #: Looks at a job whose counters and rows differ, before they count as miscounted: later rows may come in between.
 LOOKS = 5
@@ -137,10 +137,12 @@ class Judge:
         if row.state is not ResultState.SUCCEEDED:
             return f"{row.state}: {row.error}"
         if row.task in ("echo", "shout"):
-            right = row.output == scripted_output(text, row.task)
+            expected = scripted_output(text, row.task)
+            right = row.output == expected
         else:
-            right = alike(row.output, self._undisturbed[text], tolerance(row.model_revision))
-        return None if right else f"{row.output} is not the answer to {text!r}"
+            expected = self._undisturbed[text]
+            right = alike(row.output, expected, tolerance(row.model_revision))
+        return None if right else f"{text!r} has {row.output}, not {expected}, by {row.model_revision}"
 
 
 def tolerance(revision: str | None) -> float:

@@ -30,11 +30,12 @@ from tests.training_checkpoints import TOLERANCE, furthest, last
 from workers import settings
 from workers.batching.serving import served_models
 from workers.training.data import Example, Split
-from workers.training.joint import corpus, joint_network, processes, result, trainer
+from workers.training.joint import corpus, joint_network, result
 from workers.training.joint.corpus import Corpus
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Compression, Recipe
-from workers.training.joint.trainer import LogLine, Work
+from workers.training.loop import processes, trainer
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Compression, Recipe
+from workers.training.loop.trainer import LogLine, Work
 from workers.training.recipes import recipe_file, training_run
 from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.splits import compression

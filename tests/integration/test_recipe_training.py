@@ -23,7 +23,7 @@ from tests import tiny_checkpoints, training_checkpoints
 from workers import settings
 from workers.batching.serving import served_models
 from workers.models.interface.model import Model
-from workers.training.joint import joint_checkpoint, trainer
+from workers.training.loop import trainer, training_checkpoint
 from workers.training.recipes import recipe_file, training_run
 from workers.training.recipes.training_run import RecipeTraining, TrainingCard
 from workers.training.training_batches import all_of
@@ -147,7 +147,7 @@ def test_the_served_answers_are_those_of_the_training(folder: Path, tmp_path: Pa
     training, card = trained(recipe(folder, tmp_path / "all", ALL_KINDS, "steps = 2\nevaluate_every = 1"))
     subject = training_run.subject_of(training)
     network = subject.build(card.recipe)
-    joint_checkpoint.load_best(training.out, network)
+    training_checkpoint.load_best(training.out, network)
     expected: dict[int, list[Any]] = {}
     for number, answer, _ in (one for part in training_run.answers(subject, network) for one in part):
         expected.setdefault(number, []).append(answer)
@@ -181,27 +181,33 @@ def assert_close(some: Any, others: Any) -> None:
         assert some == others
 
 
-def test_losses_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
-    """A row's loss is what transformers computes for this row alone."""
+@pytest.mark.parametrize(("count", "names"), [(5, ("place", "places")), (1, ("place", "places", "where"))])
+def test_losses_are_those_of_transformers(folder: Path, tmp_path: Path, count: int, names: Sequence[str]) -> None:
+    """The loss of a batch is what transformers computes for it: of entities, a mean over the tokens of all rows.
+
+    That of answers is not in a batch, whose padding transformers takes for tokens.
+    """
     path = recipe(folder, tmp_path / "losses", ALL_KINDS)
     training = training_run.prepare(recipe_file.load(path), resume=False)
     subject = training_run.subject_of(training)
     recipe_ = msgspec.structs.replace(training_run.loop_recipe(training), weights=dict.fromkeys(subject.tasks, 1.0))
     network = subject.build(recipe_).eval()
     examples = subject.examples("train", "cpu")
-    batch = examples.batch(examples.places()[:1])
+    batch = examples.batch(examples.places()[:count])
     with torch.no_grad():
         tallies = dict(zip(subject.tasks, network(**batch)[1].tolist(), strict=True))
     inputs = {name.removeprefix("input/"): tensor for name, tensor in batch.items() if name.startswith("input/")}
-    for number, (name, labels) in enumerate(_labels(batch).items()):
+    for name in names:
         task = network.tasks[list(subject.tasks).index(name)]
         module: Any = task.module
         module.bert = network.encoder.backbone
         rows_ = batch[f"of/{name}"].flatten()
-        longest = int(inputs["attention_mask"][rows_].sum())
+        longest = int(inputs["attention_mask"][rows_].sum(1).max())
         own = {key: tensor[rows_][:, :longest] for key, tensor in inputs.items()}
         with torch.no_grad():
-            assert float(module(**own, **labels).loss) == pytest.approx(tallies[name][1], rel=1e-4), number
+            loss = float(module(**own, **_labels(batch)[name]).loss)
+        examples_, whole = tallies[name]
+        assert whole / examples_ == pytest.approx(loss, rel=1e-4), name
 
 
 def _labels(batch: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:

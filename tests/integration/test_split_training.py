@@ -16,7 +16,7 @@ from tests import tiny_checkpoints, training_checkpoints
 from tests.conftest import free_port
 from tests.integration.test_recipe_training import recipe, rows, trained
 from tests.training_checkpoints import TOLERANCE
-from workers.training.joint import trainer
+from workers.training.loop import trainer
 
 pytestmark = pytest.mark.training
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -29,7 +32,7 @@ from producers.wire.messages import JsonInput, RowInput
 from producers.wire.validation import json_schema
 from tests.wrong_class import Wrong
 from workers import settings
-from workers.models.interface import class_code, class_lookup, output_files, returned
+from workers.models.interface import class_calls, class_code, class_lookup, output_files, returned
 from workers.models.interface.class_calls import MOST_HUNG, ClassCalls, ClassHung
 from workers.models.interface.model import ModelSpec, Prepared, digest
 from workers.models.interface.returned import WrongReturn
@@ -258,6 +261,52 @@ def test_companions_end_with_their_callers() -> None:
     caller.join()
     while len(companions()) > before:
         time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_call_whose_thread_ends_is_made_again(monkeypatch: pytest.MonkeyPatch, kills: int) -> None:
+    """An error from outside, of a machine without memory, ends a thread before it makes the call."""
+    calls, ended = ClassCalls(15), []
+    begin = class_calls._Companion.begin
+
+    def ending(self: Any, call: Any, *arguments: Any) -> None:
+        if len(ended) < kills:
+            ended.append(self)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), ctypes.py_object(SystemExit))
+        begin(self, call, *arguments)
+
+    monkeypatch.setattr(class_calls._Companion, "begin", ending)
+    assert [calls.call(model(), "prepare", name.upper) for name in "abcd"] == ["A", "B", "C", "D"]
+    assert len(ended) == kills
+
+
+def test_the_time_in_which_the_process_is_stopped_is_not_the_calls() -> None:
+    """A call needs a fifth of its limit, and meanwhile the process is stopped for longer than the limit."""
+    script = """if True:
+        import time
+        from tests.unit.test_own_class import ClassCalls, class_calls, model
+
+        class_calls.SLOW_AFTER_S = 0.1
+
+        def call():
+            print("begun", flush=True)
+            until = time.process_time() + 0.4
+            while time.process_time() < until:
+                pass
+            return "answered"
+
+        print(ClassCalls(2).call(model(), "prepare", call))
+    """
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.2)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "answered\n"
 
 
 # --- code -----------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Sample changes, judge each by the tests that reach its line, and print `power`.
 
-    python -m tools.mutation --seed 1 --count 300 [--jobs 2] [--only PATTERN] [--tests PATTERN] [--show]
+    python -m tools.mutation --seed 1 --count 300 [--jobs 2] [--only PATTERN] [--tests PATTERN] [--show] [--keep]
 
 The results stay in `.mutation/`, by the text of the changed module, so a run is resumable; a change that survived is
-judged again when its tests have changed. A change that cannot matter is listed in tools/mutation/equivalent.json with
-its reason.
+judged again when its tests have changed. With `--keep` they are in tools/mutation/judged.jsonl, which belongs to the
+repository, so that another machine goes on. A change that cannot matter is listed in tools/mutation/equivalent.json
+with its reason.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tools.mutation.mutants import Mutant, all_mutants
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / ".mutation"
+REPOSITORY_KEPT = Path(__file__).with_name("judged.jsonl")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 
 #: The modules that decide what is lost, doubled, wrong or stuck.
@@ -67,8 +69,9 @@ def main() -> int:
     tests = [str(path.relative_to(ROOT)) for pattern in TESTS for path in sorted(ROOT.glob(pattern))]
     tests = [test for test in tests if _named(test, options.tests)]
     files = covering(ROOT, KEPT / "covering", tests, {mutant.path for mutant in everything}, jobs=options.jobs)
-    _judge_all(chosen, files, options.jobs, KEPT / "judged.jsonl")
-    return _report(options.seed, len(everything), chosen)
+    judged = REPOSITORY_KEPT if options.keep else KEPT / "judged.jsonl"
+    _judge_all(chosen, files, options.jobs, judged)
+    return _report(options.seed, len(everything), chosen, _kept(judged))
 
 
 def _options() -> argparse.Namespace:
@@ -78,6 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="changes judged at a time, each in a copy of the tree")
     parser.add_argument("--only", action="append", help="judge only changes of paths that contain this; repeatable")
     parser.add_argument("--tests", action="append", help="run only files of tests whose path contains this; repeatable")
+    parser.add_argument("--keep", action="store_true", help="keep the results in the repository")
     parser.add_argument("--show", action="store_true", help="print the sample and end")
     return parser.parse_args()
 
@@ -146,8 +150,7 @@ def _kept(file: Path) -> dict[str, dict[str, Any]]:
     return {found["key"]: found for found in map(json.loads, file.read_text().splitlines())}
 
 
-def _report(seed: int, of: int, chosen: list[Mutant]) -> int:
-    judged = _kept(KEPT / "judged.jsonl")
+def _report(seed: int, of: int, chosen: list[Mutant], judged: dict[str, dict[str, Any]]) -> int:
     reasons: dict[str, str] = json.loads(EQUIVALENT.read_text()) if EQUIVALENT.exists() else {}
     killed = [mutant for mutant in chosen if judged.get(_key(mutant), {}).get("verdict") == "killed"]
     rest = [mutant for mutant in chosen if mutant not in killed]

@@ -21,6 +21,9 @@ BUDGET_S = 240
 #: The seconds of a run of no test: imports.
 _START_S = 4
 
+#: The seconds that a test may take beyond its own: fixtures that another test set up when it was timed.
+_SETUP_S = 60
+
 #: pytest's exit status if a file has no tests to run.
 _NO_TESTS = 5
 
@@ -30,10 +33,11 @@ PATIENCE = 4
 
 @dataclass(frozen=True)
 class Judge:
-    """Tests that run together, with about the seconds that they take."""
+    """Tests that run together, with about the seconds that they take, and those of the longest."""
 
     targets: tuple[str, ...]
     seconds: float
+    longest: float
 
 
 def tests_of(mutant: Mutant, text: str, files: Mapping[str, TestFile]) -> list[Judge]:
@@ -48,14 +52,16 @@ def tests_of(mutant: Mutant, text: str, files: Mapping[str, TestFile]) -> list[J
         functions, whole = _reaching(mutant, text, files, line=False)
     spent = float(_START_S)
     targets: list[str] = []
+    longest = 0.0
     for seconds, target in sorted(functions):
         if spent + seconds <= BUDGET_S:
             targets.append(target)
             spent += seconds
-    judges = [Judge(tuple(targets), spent)] if targets else []
+            longest = seconds
+    judges = [Judge(tuple(targets), spent, longest)] if targets else []
     for seconds, target in sorted(whole):
         if not judges or spent + _START_S + seconds <= BUDGET_S:
-            judges.append(Judge((target,), _START_S + seconds))
+            judges.append(Judge((target,), _START_S + seconds, seconds))
             spent += _START_S + seconds
     return judges
 
@@ -105,12 +111,13 @@ def judge(tree: Path, mutant: Mutant, tests: list[Judge]) -> dict[str, Any]:
 
 def _fails(tree: Path, tests: Judge) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.targets]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"--timeout={_SETUP_S + PATIENCE * tests.longest:.0f}", *tests.targets]
     process = subprocess.Popen(
         command, cwd=tree, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        return process.wait(60 + PATIENCE * tests.seconds) not in (0, _NO_TESTS)
+        return process.wait(_SETUP_S + PATIENCE * tests.seconds) not in (0, _NO_TESTS)
     except subprocess.TimeoutExpired:
         return True
     finally:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from workers.training.joint.processes import Process
-    from workers.training.joint.recipe import Split
-    from workers.training.joint.trainer import LogLine
+    from workers.training.loop.processes import Process
+    from workers.training.loop.recipe import Split
+    from workers.training.loop.trainer import LogLine
     from workers.training.recipes.recipe_file import RecipeFile
     from workers.training.recipes.training_run import RecipeTraining, TrainingCard
 
@@ -60,7 +60,7 @@ def train(recipe: Path, *, resume: bool, device: str, processes: int, split: Spl
         argosy train reviews.toml --processes 2 --split states
         torchrun --nproc-per-node 4 --no-python argosy train reviews.toml --device cuda
     """
-    from workers.training.joint import processes as training_processes
+    from workers.training.loop import processes as training_processes
     from workers.training.recipes import recipe_file
 
     resume = resume or training_processes.restarted()
@@ -70,7 +70,7 @@ def train(recipe: Path, *, resume: bool, device: str, processes: int, split: Spl
 
 def _take_part(process: Process, asked: _TrainingOptions) -> None:
     """Train as the first process, or follow it."""
-    from workers.training.joint import processes
+    from workers.training.loop import processes
     from workers.training.recipes import training_run
     from workers.training.recipes.labelled_rows import BadRows
 

@@ -231,12 +231,14 @@ def compiled(source: str) -> Template:
         raise TemplateError(_said(error)) from error
 
 
-def rendered(template: Template, messages: Sequence[Mapping[str, str]], special: Mapping[str, str]) -> str:
-    """Return the prompt of these messages. Raises TemplateError."""
+def rendered(
+    template: Template, messages: Sequence[Mapping[str, str]], special: Mapping[str, str], *, ask: bool = True
+) -> str:
+    """Return the text of these messages, with `ask` up to the start of an answer. Raises TemplateError."""
     room: _Room = template.environment.room  # type: ignore[attr-defined]
     room.allow(sum(len(text) for message in messages for text in message.values()), len(messages))
     try:
-        return template.render(messages=messages, add_generation_prompt=True, **special)
+        return template.render(messages=messages, add_generation_prompt=ask, **special)
     except Exception as error:  # a template may raise anything
         raise TemplateError(_said(error)) from error
     finally:

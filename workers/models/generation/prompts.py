@@ -51,12 +51,12 @@ class Prompts:
 
         The template itself writes the special tokens.
         """
-        return self.bare(self._rendered([(message.role, message.content) for message in given.messages]))
+        return self.bare(self.rendered([(message.role, message.content) for message in given.messages]))
 
     def templated(self, prompt: str, text: str) -> list[int]:
         """Return the tokens of a task's prompt filled with a text, as a user's message. Raises InvalidInput."""
         said = prompt.replace(PLACE, text)
-        return self.bare(self._rendered([("user", said)])) if self.chats else self.text(said)
+        return self.bare(self.rendered([("user", said)])) if self.chats else self.text(said)
 
     def shared(self, prompt: str) -> int:
         """Return the number of tokens that all prompts of a task begin with."""
@@ -129,7 +129,7 @@ class Prompts:
         for dialogue in DIALOGUES:
             turns = [{"role": role, "content": content} for role, content in dialogue]
             try:
-                ours = self._rendered(dialogue)  # first: transformers renders without a bound
+                ours = self.rendered(dialogue)  # first: transformers renders without a bound
             except InvalidInput as refusal:  # such as of system messages
                 refusals.append(refusal)
                 continue
@@ -183,13 +183,17 @@ class Prompts:
         texts = {name: one.get("content") if isinstance(one, dict) else one for name, one in settings.items()}
         return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 
-    def _rendered(self, turns: Sequence[tuple[str, str]]) -> str:
+    def rendered(self, turns: Sequence[tuple[str, str]], *, ask: bool = True) -> str:
+        """Return the text of a dialogue of roles and contents, with `ask` up to the start of an answer.
+
+        Raises InvalidInput.
+        """
         if not self.chats:
             raise InvalidInput("input", "has messages, but the model has no chat template", "send text")
         from workers.models.generation import chat_templates
 
         messages = [{"role": role, "content": content} for role, content in turns]
         try:
-            return chat_templates.rendered(self._template, messages, self._special)
+            return chat_templates.rendered(self._template, messages, self._special, ask=ask)
         except chat_templates.TemplateError as error:
             raise InvalidInput("input.messages", f"do not fit the model's chat template: {error}") from error

@@ -94,7 +94,11 @@ class Tokenizing:
 
     def bare(self, text: str) -> list[int]:
         """Return a text's tokens without special tokens. Raises InvalidInput like `encode`."""
-        return _encode(self.tokenizer, text, special=False).ids
+        return self.as_written(text).ids
+
+    def as_written(self, text: str) -> Encoding:
+        """Return the tokens of a text to which no special tokens are added. Raises InvalidInput like `encode`."""
+        return _encode(self.tokenizer, text, special=False)
 
     def cut(self, text: str, pair: str | None, max_tokens: int, strategy: Cut = "longest_first") -> Encoding:
         """Return the first `max_tokens` tokens of a text or a pair, or the last ones if the folder says so."""

@@ -10,7 +10,7 @@ import ctypes
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,11 +27,21 @@ SLOW_AFTER_S = 1.0
 #: The most seconds in which the thread that gives up a call goes on.
 _MARGIN_S = 60.0
 
+#: A wait is counted in parts of this many seconds: of the time in which the whole process is stopped, one part counts.
+_PART_S = 0.25
+
+#: A call is begun this many times if its thread ends.
+_TRIES = 3
+
 _Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class ClassHung(WrongReturn):
     """A call of a class's method did not end within its limit."""
+
+
+class _ThreadEnded(Exception):
+    """The thread of a call ended by an exception from outside, such as of a machine without memory."""
 
 
 class _Companion:
@@ -49,8 +59,14 @@ class _Companion:
         self._tasks.put((call, arguments))
 
     def result(self, timeout_s: float) -> Any:
-        """Return the result or the exception of the call. Raises queue.Empty if it goes on."""
-        return self._results.get(timeout=timeout_s)
+        """Return the result or the exception of the call. Raises queue.Empty if it goes on, and _ThreadEnded."""
+        for _ in range(max(1, round(timeout_s / _PART_S))):
+            was_alive = self._thread.is_alive()  # before the look: a thread that has ended puts no result any more
+            with suppress(queue.Empty):
+                return self._results.get(timeout=min(_PART_S, timeout_s) if was_alive else 0)
+            if not was_alive:
+                raise _ThreadEnded
+        raise queue.Empty
 
     def give_up(self) -> threading.Thread:
         """End the thread, which is returned, at its next line of Python; a wait in C, such as a sleep, ends first."""
@@ -96,22 +112,24 @@ class ClassCalls:
         if len(hung) >= MOST_HUNG and sum(thread.is_alive() for thread in hung) >= MOST_HUNG:
             problem = f"nothing in {MOST_HUNG} earlier calls, which still run; mend it and restart the worker"
             return ClassHung(str(wrong(model, method, problem)))
-        companion = getattr(self._here, "companion", None) or tried(_Companion)
-        if not isinstance(companion, _Companion):  # the system gives no thread now
-            return tried(call, *arguments)
-        self._here.companion = companion
-        companion.begin(call, *arguments)
-        try:
-            return companion.result(min(SLOW_AFTER_S, self.limit_s))
-        except queue.Empty:
-            pass
-        with doing(f"{type(model).__name__}.{method}", self.limit_s + _MARGIN_S), meanwhile():
+        for _ in range(_TRIES):
+            companion = getattr(self._here, "companion", None) or tried(_Companion)
+            if not isinstance(companion, _Companion):  # the system gives no thread now
+                break
+            self._here.companion = companion
+            companion.begin(call, *arguments)
             try:
-                return companion.result(max(0.001, self.limit_s - SLOW_AFTER_S))
+                with suppress(queue.Empty):
+                    return companion.result(min(SLOW_AFTER_S, self.limit_s))
+                with doing(f"{type(model).__name__}.{method}", self.limit_s + _MARGIN_S), meanwhile():
+                    return companion.result(max(0.001, self.limit_s - SLOW_AFTER_S))
+            except _ThreadEnded:
+                del self._here.companion
             except queue.Empty:
                 del self._here.companion
                 self._hung[type(model)] = [*(each for each in hung if each.is_alive()), companion.give_up()]
                 return ClassHung(str(wrong(model, method, f"nothing within {self.limit_s:g} s; it hangs")))
+        return tried(call, *arguments)
 
     def for_many(
         self,

@@ -155,6 +155,8 @@ def surprise(scores: torch.Tensor, lessons: Lessons, task: str, form: str) -> to
 
 
 def wrong(scores: torch.Tensor, lessons: Lessons, task: str, kind: LabelledKind) -> torch.Tensor:
-    """Return the mean loss of a task's labelled sequences, as `argosy train` has it; 0 without any."""
-    rows = lessons.labelled[task]
-    return kind.losses(scores[rows].unsqueeze(1), lessons.targets[task]).mean() if rows.any() else torch.zeros(())
+    """Return the mean loss of a task's labels, as `argosy train` has it; 0 without any."""
+    rows, targets = lessons.labelled[task], lessons.targets[task]
+    if not rows.any():
+        return torch.zeros(())
+    return kind.losses(scores[rows].unsqueeze(1), targets).sum() / kind.terms(targets).sum().clamp(min=1)

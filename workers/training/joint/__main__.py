@@ -19,10 +19,11 @@ from producers.wire.command_line import one_line_errors
 from workers.models.sources import model_source
 from workers.training import data, head_features
 from workers.training.data import SEED
-from workers.training.joint import corpus, joint_checkpoint, processes, result, trainer
-from workers.training.joint.recipe import Compression, Recipe, Split
+from workers.training.joint import corpus, result
 from workers.training.joint.result import Card, TaskCard
-from workers.training.joint.trainer import Work
+from workers.training.loop import processes, trainer, training_checkpoint
+from workers.training.loop.recipe import Compression, Recipe, Split
+from workers.training.loop.trainer import Work
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         joint = result.model(asked.out, list(splits), recipe.max_tokens)
         frozen = head_features.text_model(cache, {task: Catalogue.builtin().tasks[task] for task in splits})
         scores = result.judge(joint, frozen, {task: split.test for task, split in splits.items()})
-        card = Card(encoder.revision, joint_checkpoint.best_step(asked.out), recipe, scores)
+        card = Card(encoder.revision, training_checkpoint.best_step(asked.out), recipe, scores)
         (asked.out / result.CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
         _show(scores, console)
         console.print(f"wrote {asked.out}; serve it by ARGOSY_FLEET={asked.out / result.SETTINGS} argosy up")

@@ -15,9 +15,9 @@ from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import ModelSpec, Prepared
 from workers.training.data import Example, Split, texts_as_served
 from workers.training.joint import joint_network
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples, Part, TrainingSubject
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
+from workers.training.loop.training_subject import Examples, Part, TrainingSubject
 from workers.training.splits.layouts import NetworkShape
 from workers.training.training_batches import all_of
 

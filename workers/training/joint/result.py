@@ -18,9 +18,10 @@ from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import ModelSpec
 from workers.training import evaluate
 from workers.training.data import Example
-from workers.training.joint import joint_checkpoint, joint_network
+from workers.training.joint import joint_network
 from workers.training.joint.corpus import Corpus
-from workers.training.joint.recipe import Recipe
+from workers.training.loop import training_checkpoint
+from workers.training.loop.recipe import Recipe
 
 ENCODER, HEADS, CARD, SETTINGS = "encoder", "heads", "card.json", "fleet.toml"
 
@@ -53,14 +54,14 @@ def write(out: Path, corpus: Corpus, recipe: Recipe) -> None:
     """
     counts = {task: len(labels) for task, labels in corpus.labels.items()}
     trained = joint_network.build(corpus.encoder, counts, recipe.weights, recipe.seed)
-    joint_checkpoint.load_best(out, trained)
+    training_checkpoint.load_best(out, trained)
     trained.encoder.backbone.save_pretrained(out / ENCODER)
     (out / ENCODER / "model.safetensors").chmod(0o644)  # safetensors writes files readable by their owner alone
     for name in _TOKENIZER:
         if (corpus.encoder / name).is_file():
             shutil.copyfile(corpus.encoder / name, out / ENCODER / name)
     for task, module in trained.heads.items():
-        about = {"seed": recipe.seed, "step": joint_checkpoint.best_step(out)}
+        about = {"seed": recipe.seed, "step": training_checkpoint.best_step(out)}
         head_file.save(
             module, out / HEADS / task / head_file.FILE, kind="attention", labels=corpus.labels[task], **about
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import msgspec
 
@@ -37,10 +37,15 @@ class TaskSettings(Protocol):
     def scale(self) -> float: ...
     @property
     def negatives(self) -> str | int: ...
+    @property
+    def prefix(self) -> str: ...
 
 
 class LabelledKind(ABC):
     """A task of a kind. Subclasses read labels and compute loss and metric; input and answer are the worker's own."""
+
+    #: The weights of the backbone that learn, unless the recipe says so.
+    sharing: ClassVar[Literal["full", "lora"]] = "full"
 
     #: The form of the inputs: all tasks of a recipe share a backbone, and so a form.
     modality: ClassVar[str] = "text"
@@ -51,6 +56,9 @@ class LabelledKind(ABC):
     #: The columns of input and label, unless the recipe names others.
     input_columns: ClassVar[tuple[str, ...]] = ("text",)
     label_column: ClassVar[str] = "label"
+
+    #: Whether the backbone itself writes the answers, so that there is no head beside it.
+    writes: ClassVar[bool] = False
 
     #: The name of the metric that chooses the best weights, higher being better.
     metric: ClassVar[str]
@@ -93,6 +101,11 @@ class LabelledKind(ABC):
     def params(self) -> msgspec.Struct:
         """The parameters with which the served task is judged."""
         return self.kind.params()
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The served model's options that have a value for each task, with this task's."""
+        return {}
 
     def content(self, row: Mapping[str, Any], origin: str) -> Any:
         """Return a row's input, as a worker gets it. Raises InvalidInput."""
@@ -149,7 +162,17 @@ class LabelledKind(ABC):
 
     @abstractmethod
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return each example's loss, `(examples,)`, from the head's values, `(examples, width, …)`."""
+        """Return each example's loss, `(examples,)`, from the head's values, `(examples, width, …)`.
+
+        It is the sum of the example's `terms`.
+        """
+
+    def terms(self, targets: torch.Tensor) -> torch.Tensor:
+        """Return the number of terms of each example's loss, `(examples,)`: 1, or its labelled tokens.
+
+        A step's loss is the mean over the terms of all its examples, whichever process computes them.
+        """
+        return targets.new_ones(len(targets))
 
     # --- the metric ---
 

@@ -19,9 +19,15 @@ from workers.training.kinds.labelled_kind import LabelledKind
 #: and whether they count.
 INPUT, OF, TO, COUNTS = "input/", "of/", "to/", "counts/"
 
+#: The examples and the terms of each task's loss in the whole step, `(tasks, 2)`; without them, the batch is the step.
+STEP = "step"
+
 
 class Backbone(nn.Module):
     """The backbone that all tasks share. A frozen one has no dropout and no gradients."""
+
+    #: Whether it is a model that writes, with its output layer.
+    writes = False
 
     def __init__(self, backbone: Any, *, frozen: bool) -> None:
         super().__init__()
@@ -35,15 +41,21 @@ class Backbone(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return call(self.backbone, inputs)
 
+    def hidden(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the output of the last layer that is here, `(inputs, tokens, width)`."""
+        found: torch.Tensor = call(self.backbone, inputs).last_hidden_state
+        return found
+
 
 class TaskNetwork:
     """A task with the head of its worker and the module that learns in it, None for a head without weights."""
 
-    def __init__(self, kind: LabelledKind, head: TextHead, module: nn.Module | None) -> None:
+    def __init__(self, kind: LabelledKind, head: TextHead | None, module: nn.Module | None) -> None:
         self.kind, self.head, self.module = kind, head, module
 
     def values(self, features: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the head's values for the backbone's inputs, `(inputs, …)`, by the code of the worker."""
+        assert self.head is not None
         if self.kind.head != "transformers":  # an attention has units
             return self.head.compute(features, inputs).float()
         module: Any = self.module
@@ -84,15 +96,27 @@ class SharedNetwork(nn.Module):
             found.append(values.view(*of.shape, *values.shape[1:]))
         return found
 
+    def counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the examples and the terms of each task's loss in a batch, `(tasks, 2)`."""
+        found = []
+        for task in self.tasks:
+            counts = batch[f"{COUNTS}{task.kind.name}"]
+            terms = task.kind.terms(batch[f"{TO}{task.kind.name}"])
+            found.append(torch.stack([counts.sum(), (terms * counts).sum()]))
+        return torch.stack(found)
+
     def forward(self, **batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sum of all weighed losses, and for each task its examples and its plain loss.
 
         A head without examples computes one that does not count: DDP waits for the gradient of every parameter.
         """
         losses, tallies = [], []
+        step = batch[STEP] if STEP in batch else self.counted(batch)
         for number, (task, values) in enumerate(zip(self.tasks, self.values(batch), strict=True)):
             counts = batch[f"{COUNTS}{task.kind.name}"]
-            loss = (task.kind.losses(values, batch[f"{TO}{task.kind.name}"]) * counts).sum()
+            # an example costs its share of the step's terms, so that a token counts the same in every process
+            share = step[number, 0] / step[number, 1].clamp(min=1)
+            loss = (task.kind.losses(values, batch[f"{TO}{task.kind.name}"]) * counts).sum() * share
             weight = self.weights[number]
             learnt = (-weight).exp() * loss + counts.sum() * weight / 2
             losses.append(learnt if self.learns_weights else weight * loss)

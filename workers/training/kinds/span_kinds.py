@@ -121,7 +121,10 @@ class TokenLabelKind(LabelledKind):
 
         scores = values[:, 0, : targets.shape[1]]
         each = functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none", ignore_index=_NONE)
-        return each.sum(1) / (targets != _NONE).sum(1).clamp(min=1)
+        return each.sum(1)
+
+    def terms(self, targets: torch.Tensor) -> torch.Tensor:
+        return (targets != _NONE).sum(1)
 
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
         return {"f1": f1([({_found(one) for one in answer}, set(wanted)) for answer, wanted in pairs])}

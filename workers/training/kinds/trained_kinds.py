@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from workers.training.kinds import label_kinds, pair_kinds, span_kinds
+from workers.training.kinds import label_kinds, pair_kinds, span_kinds, written_kinds
 from workers.training.kinds.labelled_kind import LabelledKind
 
 TRAINED: Mapping[str, type[LabelledKind]] = {
@@ -15,4 +15,6 @@ TRAINED: Mapping[str, type[LabelledKind]] = {
     "answers": span_kinds.AnswerKind,
     "similarity": pair_kinds.SimilarityKind,
     "ranking": pair_kinds.RankingKind,
+    "text-to-text": written_kinds.TextToTextKind,
+    "dialogue": written_kinds.DialogueKind,
 }

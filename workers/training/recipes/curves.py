@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from workers.training.joint.trainer import LogLine
+from workers.training.loop.trainer import LogLine
 
 FILE = "curves.png"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,11 +19,11 @@ from workers.models.huggingface.checkpoint import Checkpoint, loading
 from workers.models.huggingface.checkpoint_networks import replay
 from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.models.interface.model import Array, Arrays
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples, Part, TrainingSubject
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import COUNTS, INPUT, OF, TO, Backbone, SharedNetwork, TaskNetwork
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
+from workers.training.loop.training_subject import Examples, Part, TrainingSubject
 from workers.training.recipes import served_folder, stored_rows
 from workers.training.recipes.labelled_rows import BadRows, LabelledRow
 from workers.training.recipes.recipe_file import TrainTable
@@ -60,6 +60,9 @@ class TrainedFolder(TrainingSubject):
     Subclasses write `read` and `collate`, for a form of input.
     """
 
+    #: transformers' class of the backbone.
+    auto: ClassVar[str] = "AutoModel"
+
     def __init__(
         self, backbone: Path, out: Path, train: TrainTable, tasks: Sequence[LabelledKind], rows: Mapping[Part, Any]
     ) -> None:
@@ -69,14 +72,18 @@ class TrainedFolder(TrainingSubject):
         """
         checkpoint = Checkpoint(backbone, "train.backbone")
         checkpoint.check_weights()
-        if checkpoint.config.get("is_encoder_decoder"):
-            problem = f"{backbone} is an encoder-decoder, which these kinds do not train"
-            raise ConfigurationError(f"train.backbone: {problem}; name an encoder")
-        served_folder.write_settings(out, backbone, tasks)
         self.backbone, self.out, self.train, self.kinds = backbone, out, train, tasks
+        self.check_backbone(checkpoint)
+        served_folder.write_settings(out, backbone, tasks)
         self.parts: Mapping[Part, StoredRows] = {
             part: stored_rows.write(out / _ROWS / f"{part}.arrow", own, self._sizes(own)) for part, own in rows.items()
         }
+
+    def check_backbone(self, checkpoint: Checkpoint) -> None:
+        """Raise ConfigurationError for a backbone that these kinds do not train."""
+        if checkpoint.config.get("is_encoder_decoder"):
+            problem = f"{self.backbone} is an encoder-decoder, which these kinds do not train"
+            raise ConfigurationError(f"train.backbone: {problem}; name an encoder")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model out: each process reads its own."""
@@ -128,6 +135,20 @@ class TrainedFolder(TrainingSubject):
         kinds = [kind for kind in self.kinds if kind.name in labels]
         return self.read(LabelledRow(origin, columns, labels), kinds)
 
+    def judged(self, network: Any, rows: Sequence[ReadRow], batch: Mapping[str, torch.Tensor]) -> list[Judged]:
+        """Return the worker's answers to rows, which are the tensors of a batch."""
+        found: list[Judged] = []
+        for number, (kind, values) in enumerate(zip(self.kinds, network.values(batch), strict=True)):
+            outputs, start = values.flatten(0, 1).cpu().numpy(), 0
+            head = self.model.heads[kind.name]
+            for row in rows:
+                if kind.name in row.labels:
+                    end = start + row.inputs[kind.name]
+                    answer = head.finish(outputs[start:end], kind.params, row.asides[kind.name])
+                    found.append((number, answer, row.labels[kind.name]))
+                    start = end
+        return found
+
     def _sizes(self, rows: Sequence[LabelledRow]) -> list[int]:
         """Return the costs of rows, which are all read once, so that bad ones are found before the training."""
         found, bad = [], []
@@ -144,19 +165,20 @@ class TrainedFolder(TrainingSubject):
 
     @property
     def shape(self) -> NetworkShape:
-        return NetworkShape.of(self.backbone, self.train.sharing)
+        writes = any(kind.writes for kind in self.kinds)
+        return NetworkShape.of(self.backbone, self.train.sharing or "full", writes=writes)
 
     def build(self, recipe: Recipe) -> SharedNetwork:
         with loading(self.backbone, "train.backbone"):
             return self._build(recipe)
 
-    def _build(self, recipe: Recipe) -> SharedNetwork:
+    def load(self) -> tuple[Any, Sequence[str]]:
+        """Return the backbone, and the names of weights that its folder lacks."""
         import transformers
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        torch.manual_seed(recipe.seed)  # also for weights that the backbone lacks: all processes have the same
-        backbone, report = transformers.AutoModel.from_pretrained(
+        backbone, report = getattr(transformers, self.auto).from_pretrained(
             self.backbone,
             local_files_only=True,
             use_safetensors=True,
@@ -164,7 +186,12 @@ class TrainedFolder(TrainingSubject):
             dtype=torch.float32,
             output_loading_info=True,
         )
-        self._complete(backbone, sorted(report["missing_keys"]))
+        return backbone, sorted(report["missing_keys"])
+
+    def _build(self, recipe: Recipe) -> SharedNetwork:
+        torch.manual_seed(recipe.seed)  # also for weights that the backbone lacks: all processes have the same
+        backbone, missing = self.load()
+        self.complete(backbone, missing)
         modules = {kind.name: self._module(kind, backbone.config) for kind in self.kinds}
         for kind in self.kinds:
             if kind.head == "attention":
@@ -174,13 +201,17 @@ class TrainedFolder(TrainingSubject):
             _add_lora(backbone, self.train.lora_rank)
         elif self.train.sharing == "frozen":
             backbone.requires_grad_(requires_grad=False)
-        encoder = Backbone(backbone, frozen=self.train.sharing == "frozen")
-        tasks = [TaskNetwork(kind, self.model.heads[kind.name], modules[kind.name]) for kind in self.kinds]
-        network = SharedNetwork(encoder, tasks, recipe.weights)
+        network = self.network(backbone, modules, recipe)
         self._freeze_unused(network)
         return network
 
-    def _complete(self, backbone: Any, missing: Sequence[str]) -> None:
+    def network(self, backbone: Any, modules: Mapping[str, Any], recipe: Recipe) -> SharedNetwork:
+        """Return the network of a backbone and of the tasks' modules."""
+        encoder = Backbone(backbone, frozen=self.train.sharing == "frozen")
+        tasks = [TaskNetwork(kind, self.model.heads[kind.name], modules[kind.name]) for kind in self.kinds]
+        return SharedNetwork(encoder, tasks, recipe.weights)
+
+    def complete(self, backbone: Any, missing: Sequence[str]) -> None:
         """Take away a pooler without weights that no head reads. Raises ConfigurationError for others."""
         if not missing:
             return
@@ -253,19 +284,7 @@ class FolderExamples(Examples):
 
     def judged(self, network: Any, places: Sequence[Place]) -> list[Judged]:
         rows = self._read(places)
-        found: list[Judged] = []
-        for number, (kind, values) in enumerate(
-            zip(self._subject.kinds, network.values(self._tensors(rows)), strict=True)
-        ):
-            outputs, start = values.flatten(0, 1).cpu().numpy(), 0
-            head = self._subject.model.heads[kind.name]
-            for row in rows:
-                if kind.name in row.labels:
-                    end = start + row.inputs[kind.name]
-                    answer = head.finish(outputs[start:end], kind.params, row.asides[kind.name])
-                    found.append((number, answer, row.labels[kind.name]))
-                    start = end
-        return found
+        return self._subject.judged(network, rows, self._tensors(rows))
 
 
 def _joined(targets: Sequence[Array]) -> Array:

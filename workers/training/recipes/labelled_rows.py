@@ -18,7 +18,7 @@ from workers.training.kinds.trained_kinds import TRAINED
 from workers.training.recipes.recipe_file import RecipeFile
 
 #: The settings of a task that only some kinds have.
-_OF_SOME_KINDS = ("labels", "scale", "negatives")
+_OF_SOME_KINDS = ("labels", "scale", "negatives", "prefix")
 
 #: The most bad rows that an error names.
 _MOST_NAMED = 10

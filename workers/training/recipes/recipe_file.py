@@ -11,7 +11,8 @@ import msgspec
 
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import known, read_toml, typed
-from workers.training.joint.recipe import Compression
+from workers.training.kinds.trained_kinds import TRAINED
+from workers.training.loop.recipe import Compression
 
 Sharing = Literal["full", "lora", "frozen"]
 
@@ -26,7 +27,8 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     `backbone` is a source as in ``fleet.toml``, or the name of a model of ``builtin.toml``. `out` is the folder of the
     result, by default the recipe's name; `name` is the model's name in its ``fleet.toml``. `sharing` says which weights
-    of the backbone learn: all, matrices of low rank beside them (LoRA, of rank `lora_rank`), or none.
+    of the backbone learn: all, matrices of low rank beside them (LoRA, of rank `lora_rank`), or none; by default the
+    tasks' kinds say so.
 
     `epochs` count the training rows, and `steps` take their place. `rows` are those of a step; `accumulate` cuts a step
     into so many passes. `compression` is of the gradients that several processes exchange. `weights` are the shares of
@@ -38,7 +40,7 @@ class TrainTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     backbone: str | dict[str, Any] = "text"
     out: str = ""
     name: str = ""
-    sharing: Sharing = "full"
+    sharing: Sharing | None = None
     lora_rank: int = 8
     epochs: float = 3.0
     steps: int = 0
@@ -98,8 +100,9 @@ class TaskTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     `labels` are those of a classification, by default those of the training rows; labels that are numbers count from 0
     in them. `head` is the task's own attention over the tokens, or the head of transformers. `fusion` names tasks
-    whose scores the head sees. `scale` divides the labels of a similarity. `negatives` is the column of the wrong texts
-    of a ranking, or the number of texts that are drawn from other rows.
+    whose scores the head sees. `prefix` is the text before each input of a text to text. `scale` divides the labels of
+    a similarity. `negatives` is the column of the wrong texts of a ranking, or the number of texts that are drawn from
+    other rows.
     """
 
     kind: str
@@ -110,6 +113,7 @@ class TaskTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     fusion: tuple[str, ...] = ()
     scale: float = 1.0
     negatives: str | int = 4
+    prefix: str = ""
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
@@ -160,12 +164,16 @@ def load(path: Path) -> RecipeFile:
     if "data" not in raw:
         raise ConfigurationError(f'{path}: data: is missing; name the labelled rows: [data] train = "rows.csv"')
     tasks = typed(raw.get("tasks", {}), dict[str, Any], f"{path}: tasks")
-    recipe = RecipeFile(
-        path=path,
-        train=typed(raw.get("train", {}), TrainTable, f"{path}: train"),
-        data=typed(raw["data"], DataTable, f"{path}: data"),
-        tasks={name: typed(table, TaskTable, f"{path}: tasks.{name}") for name, table in tasks.items()},
-    )
+    tables = {name: typed(table, TaskTable, f"{path}: tasks.{name}") for name, table in tasks.items()}
+    train = typed(raw.get("train", {}), TrainTable, f"{path}: train")
+    kinds = [TRAINED[table.kind] for table in tables.values() if table.kind in TRAINED]
+    if train.sharing is None:
+        sharing = next((kind.sharing for kind in kinds), "full")
+        train = msgspec.structs.replace(train, sharing=sharing)
+    if train.sharing == "frozen" and kinds and not any(kind.heads for kind in kinds):
+        problem = "trains nothing, since no task has a head beside the backbone"
+        raise ConfigurationError(f'{path}: train.sharing: "frozen" {problem}; use "full" or "lora"')
+    recipe = RecipeFile(path=path, train=train, data=typed(raw["data"], DataTable, f"{path}: data"), tasks=tables)
     _check(recipe)
     return recipe
 

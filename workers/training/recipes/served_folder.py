@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,18 @@ from workers.models import huggingface
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.text import task_heads
 from workers.models.interface.model import Model, ModelSpec
-from workers.training.joint.trainer import LOG
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import TaskNetwork
+from workers.training.kinds.written_kinds import WrittenKind
+from workers.training.loop.trainer import LOG
 from workers.training.recipes.recipe_file import RecipeFile
 
 BACKBONE, HEADS, SETTINGS = "backbone", "heads", "fleet.toml"
+
+_GENERATION = "generation_config.json"
+
+#: The most tokens that a worker writes, unless the model's options have more.
+_MOST_UNASKED = 256
 
 #: Files of a backbone's folder that hold its weights, other weights, or the weights of other runtimes.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.h5", "*.msgpack", "*.onnx")
@@ -71,8 +77,27 @@ def model(out: Path, name: str, tasks: Sequence[LabelledKind], max_tokens: int) 
 
 
 def _options(heads: Path, tasks: Sequence[LabelledKind], max_tokens: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"heads": {task.name: str(heads / task.name) for task in tasks if task.head}}
-    return options | ({"max_tokens": max_tokens} if max_tokens else {})
+    options: dict[str, Any] = {"max_tokens": max_tokens} if max_tokens else {}
+    own = {task.name: {"heads": str(heads / task.name)} if task.head else task.options for task in tasks}
+    for name in dict.fromkeys(name for each in own.values() for name in each):
+        options[name] = {task: each[name] for task, each in own.items() if name in each}
+    longest = max((task.lengths[0] for task in tasks if isinstance(task, WrittenKind)), default=0)
+    return options | ({"max_new_tokens": longest} if longest > _MOST_UNASKED else {})
+
+
+def change_generation(out: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the settings of generation in the folder's backbone."""
+    from transformers import GenerationConfig
+
+    folder = out / BACKBONE
+    if (folder / _GENERATION).is_file():
+        found = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    else:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        found = GenerationConfig.from_model_config(config)
+    GenerationConfig.from_dict(change(found.to_diff_dict())).save_pretrained(folder)
 
 
 def write_weights(out: Path, backbone: Any, tasks: Sequence[TaskNetwork]) -> None:
@@ -124,7 +149,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
     """Write ``fleet.toml``, by which the folder is served from any place."""
     name = recipe.name
     options = _options(Path(HEADS), tasks, recipe.train.max_tokens)
-    heads = ", ".join(f"{json.dumps(task)} = {json.dumps(path)}" for task, path in options["heads"].items())
+    written = {option: value if isinstance(value, int) else _inline(value) for option, value in options.items()}
     lines = [
         "# Made by `argosy train`. Serve it: ARGOSY_FLEET=this file argosy up",
         "# Without the table [worker], the built-in models are served, too.",
@@ -135,8 +160,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
         f"source = {{ path = {json.dumps(BACKBONE)} }}",
         "",
         f"[models.{json.dumps(name)}.options]",
-        *([f"max_tokens = {options['max_tokens']}"] if "max_tokens" in options else []),
-        f"heads = {{ {heads} }}",
+        *(f"{option} = {value}" for option, value in written.items()),
         "",
         f"[models.{json.dumps(name)}.tasks]",
         *(f"{json.dumps(task.name)} = {json.dumps(task.served)}" for task in tasks),
@@ -145,3 +169,7 @@ def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind]) ->
     with atomically(path) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _inline(table: Mapping[str, str]) -> str:
+    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items()) + " }"

@@ -12,7 +12,7 @@ import numpy as np
 
 from producers.wire.atomic_files import atomically
 from workers.models.interface.model import Array
-from workers.training.joint.schedule import Place
+from workers.training.loop.schedule import Place
 from workers.training.recipes.labelled_rows import LabelledRow
 
 _CHUNK = 1024

@@ -20,17 +20,18 @@ from producers.wire.fleet_file import known
 from workers.models.sources import model_source
 from workers.models.sources.model_source import Pulled
 from workers.settings import built_in_tables
-from workers.training.joint import joint_checkpoint, processes, trainer
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe, Split
-from workers.training.joint.trainer import LogLine, Work
-from workers.training.joint.training_subject import Part
 from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.loop import processes, trainer, training_checkpoint
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe, Split
+from workers.training.loop.trainer import LogLine, Work
+from workers.training.loop.training_subject import Part
 from workers.training.recipes import curves, labelled_rows, served_folder
 from workers.training.recipes.folder_subject import TrainedFolder
 from workers.training.recipes.labelled_rows import LabelledRow, LabelledRows
 from workers.training.recipes.recipe_file import RecipeFile
 from workers.training.recipes.text_subject import TrainedTexts
+from workers.training.recipes.written_subjects import TrainedDialogues, TrainedTextToText
 from workers.training.splits import layouts
 from workers.training.splits.layouts import NetworkShape
 from workers.training.training_batches import by_size
@@ -41,7 +42,11 @@ _EVALUATIONS = 20
 _JUDGED_TOKENS = 8192
 
 #: The subject of each form of input: its rows as the worker reads them, and the network.
-SUBJECTS: Mapping[str, type[TrainedFolder]] = {"text": TrainedTexts}
+SUBJECTS: Mapping[str, type[TrainedFolder]] = {
+    "text": TrainedTexts,
+    "text to text": TrainedTextToText,
+    "dialogue": TrainedDialogues,
+}
 _ALONE = Process()
 
 #: Called with each step and the number of all steps.
@@ -93,8 +98,8 @@ class RecipeTraining:
 def prepare(recipe: RecipeFile, *, resume: bool, process: Process = _ALONE, split: Split = "rows") -> RecipeTraining:
     """Read the rows, and pull the backbone if it is not there. Raises ConfigurationError before any work is done."""
     served_folder.check_free(recipe, resume=resume)
-    backbone = _backbone(recipe)
-    shape = NetworkShape.of(backbone.folder, recipe.train.sharing)
+    backbone, writes = _backbone(recipe), any(task.writes for task in labelled_rows.tasks_of(recipe).values())
+    shape = NetworkShape.of(backbone.folder, recipe.train.sharing or "full", writes=writes)
     layouts.check(split, process.count, shape, recipe.train.compression)
     return RecipeTraining(recipe, labelled_rows.read(recipe), backbone, recipe.out, process, split)
 
@@ -123,13 +128,13 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
     log = list(trainer.read_log(training.out))
     curves.draw(training.out, log, {task.name: task.metric for task in training.tasks})
     network = subject.build(recipe)
-    joint_checkpoint.load_best(training.out, network)
+    training_checkpoint.load_best(training.out, network)
     scores = subject.all_scores(list(answers(subject, network.to(device), device)))
     served_folder.write_weights(training.out, subject.merged(network.cpu()), network.tasks)
     served_folder.write_fleet(training.recipe, training.out, training.tasks)
     card = TrainingCard(
         backbone=training.backbone.revision,
-        best_step=joint_checkpoint.best_step(training.out),
+        best_step=training_checkpoint.best_step(training.out),
         steps=log[-1].step,
         seconds=round(sum(line.seconds for line in log), 1),
         recipe=recipe,
@@ -145,7 +150,7 @@ def compare(training: RecipeTraining, card: TrainingCard, show: Callable[[str], 
     for task in training.tasks:
         alone = run(_alone(training, task.name), show(f"{task.name} alone"))
         tasks[task.name] = msgspec.structs.replace(tasks[task.name], alone=main(alone.tasks[task.name]))
-    if training.recipe.train.sharing != "frozen":
+    if training.recipe.train.sharing != "frozen" and any(task.head for task in training.tasks):
         frozen = run(_frozen(training), show("frozen backbone"))
         for name, own in frozen.tasks.items():
             tasks[name] = msgspec.structs.replace(tasks[name], frozen=main(own))

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import distributed
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe, Split
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe, Split
 from workers.training.splits.compression import SlowLink
 from workers.training.splits.layers import Layers
 from workers.training.splits.rows import Rows

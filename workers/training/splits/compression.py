@@ -21,7 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from workers.training.joint.recipe import Compression
+from workers.training.loop.recipe import Compression
 
 #: The future average of a bucket, and the bytes that this process sent for it.
 Exchange: TypeAlias = Callable[[GradBucket], tuple[Future[torch.Tensor], int]]

@@ -14,9 +14,9 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
-from workers.training.splits.layouts import LAYOUTS
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
+from workers.training.splits import layouts
 from workers.training.splits.splitting import Splitting
 
 
@@ -26,12 +26,13 @@ class Layers(Splitting):
     def __init__(self, network: Any, process: Process, recipe: Recipe) -> None:
         super().__init__(network, process, recipe)
         backbone = network.encoder.backbone
-        layout = LAYOUTS[backbone.config.model_type]
+        layout = layouts.layout_of(network.encoder)
         mesh = init_device_mesh(torch.device(process.device).type, (distributed.get_world_size(),))
         plan: dict[str, ParallelStyle] = {name: ColwiseParallel() for name in layout.columns}
         plan |= {name: RowwiseParallel() for name in layout.rows}
-        for layer in backbone.get_submodule(layout.layers):
+        for layer in (layer for stack in layout.stacks for layer in backbone.get_submodule(stack)):
             frozen = {name for name, parameter in layer.named_parameters() if not parameter.requires_grad}
-            parallelize_module(layer, mesh, plan)
+            there = {name for name, _ in layer.named_modules()}  # an encoder's layers lack some of a decoder's
+            parallelize_module(layer, mesh, {name: style for name, style in plan.items() if name in there})
             for name, parameter in layer.named_parameters():
                 parameter.requires_grad_(name not in frozen)

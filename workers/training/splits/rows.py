@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
 from workers.training.splits import compression
 from workers.training.splits.compression import SlowLink
 from workers.training.splits.splitting import Splitting

@@ -11,10 +11,11 @@ import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples
+from workers.training.kinds.shared_network import STEP
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
+from workers.training.loop.training_subject import Examples
 from workers.training.splits.compression import Traffic
 
 Batch = dict[str, torch.Tensor]
@@ -43,7 +44,7 @@ class Splitting:
         Micro-batches sum their gradients here, which are exchanged with those of the last. The loss is multiplied by
         `scale`.
         """
-        tallies = []
+        tallies, batches = [], self.counted(batches)
         for number, batch in enumerate(batches, start=1):
             with self.exchanging(last=number == len(batches)):
                 with self.autocast():
@@ -52,6 +53,15 @@ class Splitting:
                 torch.autograd.backward(loss * (scale * self.sharers))
             tallies.append(tally)
         return self.summed(torch.stack(tallies).sum(0))
+
+    def counted(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """Give each micro-batch the examples and terms of the whole step, over which losses are averaged."""
+        if not hasattr(self.network, "counted"):  # the loss of a row depends on nothing else
+            return batches
+        whole = torch.stack([self.network.counted(batch) for batch in batches]).sum(0)
+        if self.sharers > 1:
+            distributed.all_reduce(whole)
+        return [{**batch, STEP: whole} for batch in batches]
 
     def exchanging(self, *, last: bool) -> AbstractContextManager[Any]:
         return contextlib.nullcontext()

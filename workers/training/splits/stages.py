@@ -15,12 +15,12 @@ from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn import functional
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
-from workers.training.joint.training_subject import Examples
 from workers.training.kinds.shared_network import INPUT
-from workers.training.splits.layouts import LAYOUTS
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
+from workers.training.loop.training_subject import Examples
+from workers.training.splits.layouts import layout_of
 from workers.training.splits.splitting import Batch, Splitting
 
 
@@ -41,7 +41,7 @@ class PipelineStages(Splitting):
         self._schedules: dict[tuple[int, ...], Schedule1F1B] = {}
 
     def learn(self, batches: Sequence[Batch], scale: float) -> torch.Tensor:
-        batches = _of_one_shape(batches, self._pad)
+        batches = _of_one_shape(self.counted(batches), self._pad)
         self._part.begin(batches, scale)
         schedule = self._schedule(self._shape(_inputs(batches[0]).values()), len(batches))
         # a micro-batch is known by its number: torch would cut tensors by rows, of which tasks have different ones
@@ -68,7 +68,7 @@ class PipelineStages(Splitting):
             found = [[unseen.judged(self.network, batch) for batch in batches]]
         else:
             for batch in batches:
-                output = self.network.encoder(_inputs(unseen.batch(batch))).last_hidden_state.float()
+                output = self.network.encoder.hidden(_inputs(unseen.batch(batch))).float()
                 distributed.send(output.contiguous(), self.process.rank + 1)
         distributed.broadcast_object_list(found, src=self.process.count - 1)
         return list(found[0])
@@ -113,7 +113,7 @@ class _Part(nn.Module):
         batch = self.batches[int(received if numbers is None else numbers)]
         with stages.autocast():
             if not stages.is_last:
-                output: torch.Tensor = self.network.encoder(_inputs(batch)).last_hidden_state
+                output: torch.Tensor = self.network.encoder.hidden(_inputs(batch))
                 return output.float()
             loss, tally = self.network(**batch)
         self.tallies.append(tally)
@@ -153,15 +153,18 @@ class _Skipped(nn.Module):
 def keep_own(network: Any, received: Received, process: Process) -> None:
     """Take the parts of other stages away; names stay as in the whole network."""
     backbone = network.encoder.backbone
-    layers = backbone.get_submodule(LAYOUTS[backbone.config.model_type].layers)
+    layout = layout_of(network.encoder)
+    layers = backbone.get_submodule(layout.stacks[0])
     bounds = [round(len(layers) * number / process.count) for number in range(process.count + 1)]
     for number in range(len(layers)):
         if not bounds[process.rank] <= number < bounds[process.rank + 1]:
             layers[number] = _Skipped()
     if not process.is_first:
-        backbone.embeddings = received
+        backbone.set_submodule(layout.embeddings, received)
     if process.rank < process.count - 1:
         backbone.pooler = None
+        for name in layout.after:
+            backbone.set_submodule(name, nn.Identity())
         network.heads = nn.ModuleList()
         network.weights = None
 
@@ -184,7 +187,7 @@ def _of_one_shape(batches: Sequence[Batch], pad: int) -> list[Batch]:
         for name, tensor in batch.items():
             if name.startswith(INPUT):
                 if tensor.ndim == 2:
-                    value = pad if name == f"{INPUT}input_ids" else 0
+                    value = {f"{INPUT}input_ids": pad, f"{INPUT}labels": -100}.get(name, 0)
                     tensor = functional.pad(tensor, (0, longest - tensor.shape[1]), value=value)  # noqa: PLW2901
                 own[name] = torch.cat([tensor, tensor[:1].expand(count - len(tensor), *tensor.shape[1:])])
         found.append(own)

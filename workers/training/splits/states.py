@@ -11,8 +11,8 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe
 from workers.training.splits import layouts
 from workers.training.splits.splitting import Splitting
 
@@ -40,15 +40,22 @@ class States(Splitting):
 
 
 class _Evaluated:
-    """A network whose method `values` gathers the weights, as its call does."""
+    """A network whose methods `values` and `generated` gather the weights, as its call does."""
 
     def __init__(self, network: Any) -> None:
         self._network = network
-        if hasattr(network, "values"):
-            # by another name: within a call, the weights are there already
-            network.evaluated_values = network.values
-            register_fsdp_forward_method(network, "evaluated_values")
-            self.values = network.evaluated_values
+        for name in ("values", "generated"):
+            if hasattr(network, name):
+                # by another name: within a call, the weights are there already
+                setattr(network, f"evaluated_{name}", getattr(network, name))
+                register_fsdp_forward_method(network, f"evaluated_{name}")
+
+    def values(self, *arguments: Any) -> Any:
+        return self._network.evaluated_values(*arguments)
+
+    def generated(self, *arguments: Any) -> Any:
+        """Let all processes write equally many tokens: each token gathers the weights."""
+        return self._network.evaluated_generated(*arguments, together=True)
 
     def __call__(self, **batch: torch.Tensor) -> Any:
         return self._network(**batch)

@@ -1,4 +1,4 @@
-"""The steps of a joint training, as each of its processes takes them."""
+"""The steps of a training, as each of its processes takes them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import msgspec
 import torch
 
 from producers.wire.errors import ConfigurationError
-from workers.training.joint import joint_checkpoint, schedule
-from workers.training.joint.joint_checkpoint import Progress
-from workers.training.joint.processes import Process
-from workers.training.joint.recipe import Recipe, Split
-from workers.training.joint.schedule import Place, Schedule
-from workers.training.joint.training_subject import TrainingSubject
+from workers.training.loop import schedule, training_checkpoint
+from workers.training.loop.processes import Process
+from workers.training.loop.recipe import Recipe, Split
+from workers.training.loop.schedule import Place, Schedule
+from workers.training.loop.training_checkpoint import Progress
+from workers.training.loop.training_subject import TrainingSubject
 from workers.training.splits import layouts
 from workers.training.splits.choose import split_network
 from workers.training.splits.compression import SlowLink
@@ -72,7 +72,7 @@ class LogLine(msgspec.Struct, frozen=True):
 def train(process: Process, work: Work) -> list[LogLine]:
     """Take all remaining steps, after the checkpoint in `work.out`, and return them.
 
-    The best weights are then in `work.out`, as `joint_checkpoint.BEST` names them.
+    The best weights are then in `work.out`, as `training_checkpoint.BEST` names them.
     """
     return list(steps(process, work))
 
@@ -99,7 +99,7 @@ def prepare(process: Process, work: Work, link: SlowLink | None) -> Trainer:
     built: Any = work.corpus.build(work.recipe).to(process.device)
     split = split_network(work.split, built, process, work.recipe, bucket_mb=work.bucket_mb, link=link)
     optimiser = _optimiser(split.network, work.recipe)
-    progress = joint_checkpoint.load(work.out, work.recipe, split.network, optimiser)
+    progress = training_checkpoint.load(work.out, work.recipe, split.network, optimiser)
     return Trainer(process, work, split, optimiser, progress)
 
 
@@ -184,7 +184,7 @@ class Trainer:
             self.progress.stale += 1
             return accuracies
         self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0
-        joint_checkpoint.save_best(self.work.out, step, self.network)
+        training_checkpoint.save_best(self.work.out, step, self.network)
         return accuracies
 
     def _accuracies(self) -> list[float]:
@@ -203,7 +203,7 @@ class Trainer:
             with (self.work.out / LOG).open("ab") as file:
                 file.write(msgspec.json.encode(line) + b"\n")
         if every and (done or line.step % every == 0):
-            joint_checkpoint.save(self.work.out, self.recipe, self.progress, self.network, self.optimiser)
+            training_checkpoint.save(self.work.out, self.recipe, self.progress, self.network, self.optimiser)
 
 
 def _optimiser(network: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:

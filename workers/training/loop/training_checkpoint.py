@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
-from workers.training.joint.recipe import Recipe
+from workers.training.loop.recipe import Recipe
 
 FILE = "checkpoint.json"
 BEST = "best.json"
@@ -120,9 +120,13 @@ def best_step(out: Path) -> int:
 
 
 def learnt(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the tensors of a network that a training changes: all but its frozen parameters."""
-    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    return {name: tensor for name, tensor in network.state_dict().items() if name not in frozen}
+    """Return the tensors of a network that a training changes: all but its frozen parameters.
+
+    A parameter in several places, such as tied embeddings, has its first name only.
+    """
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    others = {name for name, _ in network.named_parameters(remove_duplicate=False)} - learning
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in others}
 
 
 def _write(out: Path, folder: str, state: dict[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The settings of a joint training."""
+"""The settings of the training loop."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from workers.training.joint.recipe import Recipe
-from workers.training.joint.schedule import Place
+from workers.training.loop.recipe import Recipe
+from workers.training.loop.schedule import Place
 from workers.training.splits.layouts import NetworkShape
 
 Part = Literal["train", "validation", "test"]

@@ -1,4 +1,4 @@
-"""Which examples a joint training learns from, and who takes them."""
+"""Which examples a training learns from, and who takes them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.training.joint import schedule
-from workers.training.joint.schedule import Schedule
+from workers.training.loop import schedule
+from workers.training.loop.schedule import Schedule
 
 
 def test_every_example_comes_once_before_any_comes_again() -> None:
