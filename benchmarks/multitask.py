@@ -1,10 +1,10 @@
 """Is a model of five tasks as accurate as five models of a task each, and how much less does it cost to serve?
 
 Sentiment, rating, topic, spam and entities are trained by recipes of `argosy train`: together on one backbone, together
-with fusion, each alone (the twins), and together on the frozen backbone. All learn from the same rows for the same
-number of epochs, but at least `LEAST_STEPS`, with all labels, a tenth and a hundredth of them, from several seeds. A
-seed decides which rows are kept, and the training's random numbers. The validation part, which chooses the best of four
-evaluations, is the same for all shares.
+with fusion, each alone (the twins), and together on the frozen backbone, with all labels, a tenth and a hundredth of
+them, from several seeds. A seed decides which rows are kept, and the training's random numbers. All learn from the same
+rows for the same number of epochs, at least `LEAST_STEPS` for each task: a model of all tasks takes as many steps as
+its twins together. The validation part, which chooses the best of four evaluations, is the same for all shares.
 
 The run is resumable: `--keep` writes each training's scores into the result, and a later run takes only those that it
 has not. A training that was killed goes on from its checkpoint in `--work`.
@@ -45,7 +45,7 @@ SEEDS = (1, 2, 3)
 #: The shares of the labels, and the epochs over them: few rows are learnt more often.
 EPOCHS = {0.01: 20.0, 0.1: 6.0, 1.0: 1.5}
 
-#: The fewest steps of a training: a twin with few rows would end before it has learnt.
+#: The fewest steps for each task: a twin with few rows would end before it has learnt.
 LEAST_STEPS = 100
 
 #: The settings of all trainings that differ from the defaults of `argosy train`.
@@ -154,13 +154,12 @@ class Bench:
         """Write the rows and the recipe of a training; return the recipe's path."""
         folder = self._work / "rows" / f"{training.share:g}-{training.seed}"
         files: dict[str, list[str]] = {part: [] for part in labelled.PARTS}
-        count = 0
+        steps = 0
         for task in training.tasks:
             parts = {**self._rows[task].parts, "train": self._rows[task].share(training.share, training.seed)}
-            count += len(parts["train"])
+            steps += 2 if self._quick else max(LEAST_STEPS, round(EPOCHS[training.share] * len(parts["train"]) / ROWS))
             for part, rows in parts.items():
                 files[part].append(str(labelled.write(folder / f"{task}-{part}.jsonl", rows)))
-        steps = 2 if self._quick else max(LEAST_STEPS, round(EPOCHS[training.share] * count / ROWS))
         path = self._work / f"{training.name}.toml"
         path.write_text("\n".join(_tables(training, steps, files)) + "\n", encoding="utf-8")
         return path
