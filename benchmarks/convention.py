@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from producers.wire.atomic_files import atomically
 from workers.device import devices
 
 if TYPE_CHECKING:
@@ -71,19 +72,33 @@ def report(name: str, figures: Mapping[str, Any], *, keep: bool = False, variant
 
     `figures` is plain JSON; a name carries its unit (``import_producers_ms``, ``items_per_s``).
     """
-    result = {
+    result = _result(name, figures)
+    if keep:
+        file = _keep(result, f"{name}-{variant}" if variant else name)
+        progress(f"kept as benchmarks/results/{file}")
+    print(json.dumps(result), flush=True)
+
+
+def keep_part(name: str, figures: Mapping[str, Any]) -> None:
+    """Write the figures so far as ``results/NAME.json``, from which a later run goes on."""
+    _keep(_result(name, figures), name)
+
+
+def _result(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "benchmark": name,
         "figures": dict(figures),
         "machine": machine(),
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if keep:
-        RESULTS.mkdir(exist_ok=True)
-        file = f"{name}-{variant}.json" if variant else f"{name}.json"
-        (RESULTS / file).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        progress(f"kept as benchmarks/results/{file}")
-    print(json.dumps(result), flush=True)
+
+
+def _keep(result: Mapping[str, Any], stem: str) -> str:
+    RESULTS.mkdir(exist_ok=True)
+    with atomically(RESULTS / f"{stem}.json") as part:
+        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return f"{stem}.json"
 
 
 def write_between(file: Path, name: str, text: str) -> None:

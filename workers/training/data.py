@@ -8,8 +8,8 @@ import io
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message
@@ -67,18 +67,24 @@ def read_topic(folder: Path) -> list[Example]:
 
 def read_sentiment(folder: Path) -> list[Example]:
     """Return sentences of four domains as ``negative`` or ``positive`` by the sign of their mean human rating."""
-    examples = []
+    rated = [one for one in _rated(folder) if abs(float(one.label)) >= NEUTRAL]
+    return _without_repeats(replace(one, label="positive" if float(one.label) > 0 else "negative") for one in rated)
+
+
+def read_ratings(folder: Path) -> list[Example]:
+    """Return sentences of four domains with their mean human rating, -4 to 4, as the label."""
+    return _without_repeats(_rated(folder))
+
+
+def _rated(folder: Path) -> Iterator[Example]:
     with tarfile.open(folder / "hutto_ICWSM_2014.tar.gz") as archive:
         for file, domain in _DOMAINS.items():
             content = archive.extractfile(f"hutto_ICWSM_2014/{file}_GroundTruth.txt")
             assert content is not None, "a regular file has content"
             for line in io.TextIOWrapper(content, encoding="latin-1", newline="\n"):
                 _, rating, text = line.rstrip("\r\n").split("\t", 2)
-                if abs(float(rating)) >= NEUTRAL and text.strip():
-                    text = html.unescape(text.strip())
-                    label = "positive" if float(rating) > 0 else "negative"
-                    examples.append(Example(text, label, _same(text), domain))
-    return _without_repeats(examples)
+                if text := html.unescape(text.strip()):
+                    yield Example(text, rating, _same(text), domain)
 
 
 def read_spam(folder: Path) -> list[Example]:

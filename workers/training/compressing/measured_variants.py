@@ -109,6 +109,10 @@ class Measurement:
         """Load a variant and compute its answers. Raises ConfigurationError if it cannot be served."""
         self._loaded.append(Loaded(variant, self._items, self._threads))
 
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return the scores of each variant so far, by task."""
+        return {loaded.variant.step: self._metrics(loaded.answers) for loaded in self._loaded}
+
     def figures(self) -> list[Figures]:
         """Return the figures of all variants, timed in turns."""
         turns: dict[str, list[float]] = {loaded.variant.step: [] for loaded in self._loaded}
