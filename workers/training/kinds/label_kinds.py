@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class TextLabels(LabelledKind):
     """The base of the three; all are served as text classification."""
 
     served = "text-classification"
-    heads = ("attention", "transformers")
+    heads: ClassVar[tuple[str, ...]] = ("attention", "transformers")
 
     #: transformers' name of the loss.
     problem: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from producers.wire import forms
 from producers.wire.errors import InvalidInput
@@ -19,7 +19,7 @@ _FROM_RANDOM = {"rate": 1e-2, "head_rate": 1e-2, "epochs": 40.0, "patience": 10}
 class MeasuredInputs(LabelledKind):
     """The base of the kinds whose network begins with random weights. A head is a matrix."""
 
-    heads = ("linear",)
+    heads: ClassVar[tuple[str, ...]] = ("linear",)
     defaults = _FROM_RANDOM
     input_columns = ()
 
