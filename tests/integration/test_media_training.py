@@ -77,7 +77,7 @@ def recipe(folder: Path, form: str, out: str = "out", train: str = "steps = 2", 
             rows.writerow([column, "label", "other"])
             for number in range(count):
                 (folder / "files" / f"{number}.{suffix}").write_bytes(make(number))
-                rows.writerow([f"files/{number}.{suffix}", "ab"[number % 2], "xyz"[number % 3] if number % 4 else ""])
+                rows.writerow([f"files/{number}.{suffix}", "ab"[number % 2], "xyz"[number % 3] if number > 1 else ""])
     path = folder / f"{out}.toml"
     path.write_text(
         f'[train]\nbackbone = {{ path = "backbone" }}\nout = "{out}"\nrows = 6\nrate = 1e-3\ndropout = false\n{train}\n'

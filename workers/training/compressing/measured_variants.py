@@ -111,7 +111,8 @@ class Measurement:
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return the scores of each variant so far, by task."""
-        return {loaded.variant.step: self._metrics(loaded.answers) for loaded in self._loaded}
+        before = self._loaded[0].answers
+        return {own.variant.step: metrics(self._kinds, self._rows, own.answers, before) for own in self._loaded}
 
     def figures(self) -> list[Figures]:
         """Return the figures of all variants, timed in turns."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from producers.wire.errors import InvalidInput
 from workers.training.kinds.label_kinds import ClassificationKind
@@ -17,7 +17,7 @@ class MediaKind(ClassificationKind):
     The column has a path, which counts from the rows' own file, or the file's bytes, as Hugging Face's data sets have.
     """
 
-    heads = ("transformers",)
+    heads: ClassVar[tuple[str, ...]] = ("transformers",)
 
     def located(self, row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         value = row.get(self.columns[0])
