@@ -38,7 +38,7 @@ from workers.training.recipes.recipe_file import TrainTable
 class WrittenTexts(TrainedFolder):
     """The base of both. Each labelled task of a row is an example of its own: input, and the label's tokens."""
 
-    kinds: Sequence[WrittenKind]  # type: ignore[assignment] - the modality says so
+    kinds: Sequence[WrittenKind]
 
     def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
         arrays, labels = {}, {}
