@@ -39,8 +39,7 @@ class WrittenTexts(TrainedFolder):
     """The base of both. Each labelled task of a row is an example of its own: input, and the label's tokens."""
 
     writes = True
-
-    kinds: Sequence[WrittenKind]  # the modality says so
+    kinds: Sequence[WrittenKind]
 
     def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
         arrays, labels = {}, {}
