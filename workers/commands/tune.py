@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from workers.settings import ModelSettings, Settings
 
 
-class _Threads(click.ParamType):
+class _Threads(click.ParamType[tuple[int, ...]]):
     """Numbers of threads, as 1,2,4."""
 
     name = "numbers"

@@ -64,7 +64,7 @@ _Read = TypeVar("_Read")
 class FolderModel(Model, Generic[H]):
     """The base class of models from folders. A subclass writes `_head`, `prepare`, `collate` and `forward`."""
 
-    backends = ("torch",)
+    backends: tuple[str, ...] = ("torch",)
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)

@@ -33,6 +33,7 @@ from workers.training.compressing import compress_rows, measured_variants, task_
 from workers.training.compressing.compress_rows import CompressRow
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.pareto.tuned_point import PointsRequest, TunedPoint
+from workers.training.training_batches import all_of, by_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,11 @@ def _timed_answers(model: Model, trials: Sequence[Trial]) -> tuple[list[Answered
 
 
 def _places(trials: Sequence[Trial], cost: int) -> Sequence[list[int]]:
-    return list(candidates.by_size([trial.row.size for trial in trials], cost))
+    return list(by_size([trial.row.size for trial in trials], cost))
 
 
 def _prepared(model: Model, items: Sequence[Item]) -> list[Trial]:
-    rows = candidates.all_of(model.prepare_many(*zip(*items, strict=True)))
+    rows = all_of(model.prepare_many(*zip(*items, strict=True)))
     return [Trial(item, row) for item, row in zip(items, rows, strict=True)]
 
 

@@ -144,7 +144,7 @@ class OnnxFile:
     @property
     def outputs(self) -> dict[str, str]:
         """The file's outputs by the name that transformers gives them."""
-        return {_SAME.get(name, name): name for name in reversed(self.graph.outputs)}
+        return {_SAME.get(name, name): name for name in reversed([*self.graph.outputs])}
 
     def check_pooling(self, task: str, pooling: str | None) -> None:
         """Raise ConfigurationError if it is open how an image's vector is made: transformers' networks pool inside."""
