@@ -20,7 +20,13 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 #: Encoders that number positions from the padding token's number + 1, so their usable positions are fewer than the
 #: config says.
-_COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
+_COUNT_AFTER_PADDING = (
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+
+#: The rotary embeddings whose angles depend on the length of the longest text of a pass, by the names in configs.
+_TURNED_BY_LENGTH = ("longrope", "su")
 
 #: The longest input of a text model whose folder gives no limit.
 _MAX_TOKENS = 512
@@ -159,15 +165,26 @@ class Checkpoint:
 
     @cached_property
     def pad_id(self) -> int:
-        """The padding token. A checkpoint without one is padded with its end token."""
+        """The padding token. A checkpoint without one, or with a number below 0, is padded with its end token."""
         pad, end = self.config.get("pad_token_id"), self.config.get("eos_token_id")
         end = end[0] if isinstance(end, list) and end else end
-        return next((int(one) for one in (pad, end) if isinstance(one, int)), 0)
+        return next((int(one) for one in (pad, end) if isinstance(one, int) and one >= 0), 0)
 
     @cached_property
     def sentence_settings(self) -> dict[str, Any]:
         """The settings of sentence-transformers for the network and its tokenizer; empty if there are none."""
         return next((found for name in _SENTENCE_SETTINGS if (found := self.read_if_there(name))), {})
+
+    @cached_property
+    def short_tokens(self) -> int | None:
+        """The most tokens of a short text, if the network turns longer ones by other angles (LongRoPE); else None."""
+        for name in ("rope_parameters", "rope_scaling"):
+            rope = self.config.get(name)
+            if isinstance(rope, dict) and (rope.get("rope_type") or rope.get("type")) in _TURNED_BY_LENGTH:
+                found = rope.get("original_max_position_embeddings")
+                found = found or self.config.get("original_max_position_embeddings")
+                return found if isinstance(found, int) else None
+        return None
 
     @cached_property
     def max_tokens(self) -> int:

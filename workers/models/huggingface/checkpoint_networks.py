@@ -188,10 +188,7 @@ class CheckpointNetworks:
         missing = sorted(set(report["missing_keys"]) - _complete(loaded, network.adapter))
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):
             loaded.pooler, missing = None, []
-        if missing:
-            is_a = " and ".join(getattr(loaded.config, "architectures", None) or ["model"])
-            problem = f"{network.folder}, a {is_a}, has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
-            raise ConfigurationError(f"{self._where}: {problem}: the checkpoint was not trained for this kind of task")
+        refuse_missing(missing, loaded, network.folder, self._where)
         return loaded.eval().to(self._device)
 
     def _adapt(self) -> None:
@@ -211,6 +208,14 @@ class CheckpointNetworks:
                 raise ConfigurationError(f"{self._where}: {problem}; make it a separate model")
             setattr(head, head.base_model_prefix, replay())
         return shared
+
+
+def refuse_missing(missing: Sequence[str], network: Any, folder: Path, where: str) -> None:
+    """Raise ConfigurationError if a folder lacks weights of its network, which transformers has drawn at random."""
+    if missing:
+        is_a = " and ".join(getattr(network.config, "architectures", None) or ["model"])
+        problem = f"{folder}, a {is_a}, has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
+        raise ConfigurationError(f"{where}: {problem}: the checkpoint was not trained for this kind of task")
 
 
 def _count(inputs: Mapping[str, Any]) -> int:

@@ -35,6 +35,9 @@ OTHER_WEIGHTS = (
     ("a GGUF file", "*.gguf", "name the folder of the model that it was made from"),
 )
 
+#: Files with the settings of quantised weights, of AutoGPTQ, AutoAWQ and NVIDIA's ModelOpt.
+_QUANTISED_BY = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
 
 def quantised(folder: Path, config: Mapping[str, Any]) -> str:
     """Return the method by which a folder's weights are quantised, or an empty string."""
@@ -43,8 +46,8 @@ def quantised(folder: Path, config: Mapping[str, Any]) -> str:
     for name in ("quantization_config", "compression_config"):
         if told := config.get(name):
             return str(told.get("quant_method") or told.get("format") or name if isinstance(told, dict) else name)
-    if (folder / "hf_quant_config.json").is_file():
-        return "hf_quant_config.json"
+    if told := next((name for name in _QUANTISED_BY if (folder / name).is_file()), ""):
+        return told
     for file in sorted(folder.glob("model*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as opened:
@@ -60,6 +63,8 @@ def quantised(folder: Path, config: Mapping[str, Any]) -> str:
 def without_weights(folder: Path) -> tuple[str, str]:
     """Return what a folder has in place of weights as safetensors, and the remedy."""
     found = [(name, remedy) for name, pattern, remedy in OTHER_WEIGHTS if any(folder.glob(pattern))]
+    if not found and (other := sorted(folder.glob("*.safetensors"))):
+        return f", only {other[0].name}, whose name transformers does not look for", _SAVED_AGAIN
     if not found:
         return "", "pull it (argosy models pull), or correct the source"
     return f", only {' and '.join(name for name, _ in found)}", found[0][1]
