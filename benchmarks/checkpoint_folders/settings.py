@@ -43,6 +43,9 @@ def cases() -> Iterator[Case]:
         yield _writes(f"llama-no-{name}-writes", _LLAMA, partial(without_weights, beginning=left_out))
     yield _writes("llama-gptq-writes", _LLAMA, _gptq)
     yield Case("bert-other-name-cls", _CLASSIFIES, partial(_changed, _classifier, _renamed), {"top_k": None})
+    yield _writes("llama-prefixed-writes", _LLAMA, _prefixed)
+    yield Case("bert-lost-shard-cls", _CLASSIFIES, partial(_changed, partial(texts.saved_as, "sharded"), _lost))
+    yield texts.of(_CLASSIFIES, rows["bert"], name="bert-other-tokenizer-cls", vocab_size=300)
     cleaned = {"clean_up_tokenization_spaces": True}
     told = partial(changed_json, name="tokenizer_config.json", values=cleaned)
     t5 = partial(writing.text_to_text, writing.TEXT_TO_TEXT[0], {})
@@ -97,6 +100,15 @@ def without_weights(folder: Path, *, beginning: str) -> None:
 
 def _renamed(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.safetensors")
+
+
+def _prefixed(folder: Path) -> None:
+    """Name the weights as torch.nn.DataParallel does."""
+    _resaved(folder, lambda tensors: {f"module.{name}": own for name, own in tensors.items()})
+
+
+def _lost(folder: Path) -> None:
+    max(folder.glob("model-*.safetensors")).unlink()
 
 
 def _gptq(folder: Path) -> None:

@@ -17,6 +17,9 @@ REFUSED = {
     "llama-no-head-writes": r"has no weights for lm_head\.weight: the checkpoint was not trained",
     "llama-no-layer-writes": r"has no weights for model\.layers\.1\.mlp\.down_proj\.weight, …",
     "llama-gptq-writes": r"are quantised \(quantize_config\.json\), .*; name the folder of the model before",
+    "llama-prefixed-writes": r"it has module\.lm_head\.weight instead; save the network without the prefix 'module\.'",
+    "bert-lost-shard-cls": r"names model-\d+-of-\d+\.safetensors, which is not in .*; pull it again",
+    "bert-other-tokenizer-cls": r"has a tokenizer with the number \d+, and a network of 300 tokens .*own tokenizer",
     "bert-other-name-cls": r"only pytorch_model\.safetensors, whose name .*; load it with transformers and save it",
 }
 
@@ -41,6 +44,14 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path: Path, name: str) -> Non
     CASES[name].make(tmp_path / name)
     with pytest.raises(ConfigurationError, match=REFUSED[name]):
         Served(tmp_path / name, {"task": CASES[name].kind}).load()
+
+
+def test_settings_of_onnx_files_are_none_of_the_weights(tmp_path: Path) -> None:
+    """transformers.js writes them beside the network that it converts."""
+    texts.make(tmp_path / "network", row=texts.CLASSIFIERS[0], auto="AutoModelForSequenceClassification")
+    told = {"per_channel": False, "reduce_range": False, "per_model_config": {"model": {"op_types": ["MatMul"]}}}
+    settings.changed_json(tmp_path / "network", name="quantize_config.json", values=told)
+    _ = Served(tmp_path / "network", {"task": "text-classification"}).model.revision
 
 
 def test_a_decoder_is_not_given_a_text_that_turns_by_other_angles(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class DecoderNetwork:
                 attn_implementation=attention,
                 output_loading_info=True,
             )
-        refuse_missing(sorted(report["missing_keys"]), network, self._folder, self._where)
+        refuse_missing(sorted(report["missing_keys"]), report["unexpected_keys"], network, self._folder, self._where)
         return network
 
     def _check_layers(self, config: Any) -> None:

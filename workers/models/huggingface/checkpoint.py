@@ -126,9 +126,24 @@ class Checkpoint:
         if there is None:
             found, remedy = refused_folders.without_weights(self.folder)
             raise ConfigurationError(f"{self.where}: {self.folder} has no {_WEIGHTS}{found}; {remedy}")
-        with there.open("rb") as file:
+        self._refuse_pointer(there)
+        for shard in self._shards(there):
+            if not shard.is_file():
+                problem = f"{there.name} names {shard.name}, which is not in {self.folder}"
+                raise ConfigurationError(f"{self.where}: {problem}; pull it again (argosy models pull)")
+            self._refuse_pointer(shard)
+
+    def _refuse_pointer(self, path: Path) -> None:
+        with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
-                raise ConfigurationError(f"{self.where}: {there} is a Git LFS pointer; fetch the file: git lfs pull")
+                raise ConfigurationError(f"{self.where}: {path} is a Git LFS pointer; fetch the file: git lfs pull")
+
+    def _shards(self, there: Path) -> list[Path]:
+        """Return the files that an index of weights names; none for weights in a single file, or an unread index."""
+        if there.name == _WEIGHTS:
+            return []
+        places = self.read(there.name).get("weight_map") if there.stat().st_size <= _MOST_BYTES else None
+        return [self.folder / name for name in sorted(set(places.values()))] if isinstance(places, dict) else []
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -205,7 +220,7 @@ def _excess(settings: dict[str, Any]) -> str:
         if name in ("id2label", "label2id", "num_labels"):
             count = len(value) if isinstance(value, dict) else value
             most = _MOST_LABELS
-        elif "layer" in name or "depth" in name:
+        elif ("layer" in name or "depth" in name) and "size" not in name:  # Gemma 3n has tables for its layers
             count, most = value, _MOST_LAYERS
         elif isinstance(value, dict) and (problem := _excess(value)):
             return f"{name}.{problem}"

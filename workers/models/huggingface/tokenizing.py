@@ -180,6 +180,14 @@ class Tokenizing:
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
         ours = self._read()
+        most, highest = self.checkpoint.config.get("vocab_size"), max(ours.get_vocab(False).values(), default=0)
+        if isinstance(most, int) and highest >= most:
+            problem = (
+                f"{folder} has a tokenizer with the number {highest:,}, and a network of {most:,} tokens (vocab_size)"
+            )
+            raise ConfigurationError(
+                f"{self.checkpoint.where}: {problem}; put the model's own tokenizer into the folder"
+            )
         for probe in LONG_PROBES:
             try:
                 _encode(ours, probe)
