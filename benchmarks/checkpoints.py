@@ -32,7 +32,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import convention
-from benchmarks.checkpoint_folders import comparison, inputs, pictures, references, sentences, sounds, texts, writing
+from benchmarks.checkpoint_folders import (
+    comparison,
+    inputs,
+    pictures,
+    references,
+    sentences,
+    settings,
+    sounds,
+    texts,
+    writing,
+)
 from benchmarks.checkpoint_folders.folders import Case
 from producers.wire.errors import ConfigurationError
 
@@ -53,7 +63,7 @@ _ROUNDS, _INPUTS = 2, 8
 def cases() -> dict[str, Case]:
     """Return all cases by their names."""
     found: dict[str, Case] = {}
-    for module in (texts, sentences, pictures, sounds, writing):
+    for module in (texts, sentences, pictures, sounds, writing, settings):
         for case in module.cases():
             assert case.name not in found, f"two checkpoints are named {case.name}"
             found[case.name] = case

@@ -165,7 +165,22 @@ def _text_to_text(folder: Path, params: Mapping[str, Any]) -> Answering:
     return answer
 
 
-def _generation(folder: Path, params: Mapping[str, Any]) -> Answering:
+def _chat(folder: Path, params: Mapping[str, Any]) -> Answering:
+    """Answer a user's message in the folder's chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    told = {name: value for name, value in params.items() if name != "as_message"}
+    plain = _generation(folder, told, add_special_tokens=False)
+
+    def answer(text: str) -> Any:
+        turns = [{"role": "user", "content": text}]
+        return plain(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    return answer
+
+
+def _generation(folder: Path, params: Mapping[str, Any], *, add_special_tokens: bool = True) -> Answering:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -174,7 +189,7 @@ def _generation(folder: Path, params: Mapping[str, Any]) -> Answering:
     ends = set(ends if isinstance(ends, list) else [ends])
 
     def answer(text: str) -> Any:
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=add_special_tokens)["input_ids"]
         with torch.inference_mode():
             made = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **params)
         tokens = made[0, ids.shape[1] :].tolist()
@@ -306,6 +321,7 @@ _BY_NAME: Mapping[str, Callable[[Path, Mapping[str, Any]], Answering]] = {
     "summarization": _text_to_text,
     "translation": _text_to_text,
     "text-generation": _generation,
+    "chat": _chat,
     "image-classification": _plain("image-classification"),
     "image-feature-extraction": _image_vector,
     "object-detection": _detection,

@@ -253,9 +253,9 @@ def _labelled(rows: Mapping[str, Row]) -> Iterator[Case]:
 
 def _saved(rows: Mapping[str, Row]) -> Iterator[Case]:
     """Folders that were saved in other ways."""
-    yield Case("bert-fp16-cls", "text-classification", partial(_saved_as, "float16"), {"top_k": None})
-    yield Case("bert-bf16-cls", "text-classification", partial(_saved_as, "bfloat16"), {"top_k": None})
-    yield Case("bert-sharded-cls", "text-classification", partial(_saved_as, "sharded"), {"top_k": None})
+    yield Case("bert-fp16-cls", "text-classification", partial(saved_as, "float16"), {"top_k": None})
+    yield Case("bert-bf16-cls", "text-classification", partial(saved_as, "bfloat16"), {"top_k": None})
+    yield Case("bert-sharded-cls", "text-classification", partial(saved_as, "sharded"), {"top_k": None})
     yield Case("bert-pretraining-mlm", "fill-mask", partial(make, row=rows["bert"], auto="BertForPreTraining"))
     yield Case("bert-bin-only-cls", "text-classification", _as_pickle)
     yield Case("remote-code-cls", "text-classification", _remote_code)
@@ -271,7 +271,7 @@ def _classifier(folder: Path) -> Any:
     return transformers.AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def _saved_as(form: str, folder: Path) -> None:
+def saved_as(form: str, folder: Path) -> None:
     import torch
 
     network = _classifier(folder)

@@ -163,7 +163,7 @@ TEXT_TO_TEXT: tuple[Row, ...] = (
 )  # fmt: skip
 
 #: Random networks repeat themselves; this brings variety.
-_VARIED = {"max_new_tokens": 16, "no_repeat_ngram_size": 2}
+VARIED = {"max_new_tokens": 16, "no_repeat_ngram_size": 2}
 
 
 #: Settings of a checkpoint's generation, by which its answers differ from the likeliest tokens.
@@ -184,28 +184,28 @@ def cases() -> Iterator[Case]:
         written = partial(_decoder_told, settings)
         yield Case(f"llama-{name}-writes", "text-generation", written, {"max_new_tokens": 12})
         if name != "several-ends":
-            told = partial(_text_to_text, TEXT_TO_TEXT[5], settings)
+            told = partial(text_to_text, TEXT_TO_TEXT[5], settings)
             yield Case(f"bart-{name}-text", "text2text-generation", told, {"max_new_tokens": 16})
     for row in DECODERS:
         yield Case(f"{row[0]}-writes", "text-generation", partial(_decoder, row), {"max_new_tokens": 12})
     for name, row in VARIANTS:
         yield Case(f"{name}-writes", "text-generation", partial(_decoder, row), {"max_new_tokens": 12})
     for row in TEXT_TO_TEXT:
-        yield Case(f"{row[0]}-text", "text2text-generation", partial(_text_to_text, row, {}), _VARIED)
+        yield Case(f"{row[0]}-text", "text2text-generation", partial(text_to_text, row, {}), VARIED)
     gated = ("t5", "T5", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False})
-    yield Case("t5-gated-text", "summarization", partial(_text_to_text, gated, {}), _VARIED)
+    yield Case("t5-gated-text", "summarization", partial(text_to_text, gated, {}), VARIED)
     beams = {"num_beams": 4, "no_repeat_ngram_size": 3, "length_penalty": 2.0, "max_new_tokens": 16}
-    yield Case("bart-beams-text", "summarization", partial(_text_to_text, TEXT_TO_TEXT[5], beams))
+    yield Case("bart-beams-text", "summarization", partial(text_to_text, TEXT_TO_TEXT[5], beams))
     stated = {"max_length": 20, "no_repeat_ngram_size": 2}
-    yield Case("bart-stated-length-text", "summarization", partial(_text_to_text, TEXT_TO_TEXT[5], stated))
-    yield Case("bert2bert-text", "summarization", _bert2bert, _VARIED)
+    yield Case("bart-stated-length-text", "summarization", partial(text_to_text, TEXT_TO_TEXT[5], stated))
+    yield Case("bert2bert-text", "summarization", _bert2bert, VARIED)
     languages = {"src_lang": "fr_XX", "tgt_lang": "de_DE"}
-    yield Case("mbart50-translates", "translation", partial(_text_to_text, TEXT_TO_TEXT[6], {}), _VARIED | languages)
+    yield Case("mbart50-translates", "translation", partial(text_to_text, TEXT_TO_TEXT[6], {}), VARIED | languages)
     nllb = ("m2m_100", "Nllb", {})
     flores = {"src_lang": "fra_Latn", "tgt_lang": "deu_Latn"}
-    yield Case("nllb-translates", "translation", partial(_text_to_text, nllb, {}), _VARIED | flores)
-    yield Case("marian-translates", "translation", _marian, _VARIED)
-    yield Case("m2m100-translates", "translation", _m2m100, _VARIED | {"src_lang": "__fr__", "tgt_lang": "__de__"})
+    yield Case("nllb-translates", "translation", partial(text_to_text, nllb, {}), VARIED | flores)
+    yield Case("marian-translates", "translation", _marian, VARIED)
+    yield Case("m2m100-translates", "translation", _m2m100, VARIED | {"src_lang": "__fr__", "tgt_lang": "__de__"})
 
 
 def _decoder(row: Row, folder: Path) -> None:
@@ -217,7 +217,7 @@ def _decoder_told(settings: Mapping[str, Any], folder: Path) -> None:
     _generate_as(folder, settings)
 
 
-def _text_to_text(row: Row, generation: Mapping[str, Any], folder: Path) -> None:
+def text_to_text(row: Row, generation: Mapping[str, Any], folder: Path) -> None:
     numbers: dict[str, Any] = dict(tokenizers.write(folder, row[1]))
     start = {"decoder_start_token_id": numbers.get("eos_token_id" if "bart" in row[0] else "pad_token_id", 0)}
     settings = config(row[0], **(texts.known(row[0], numbers | start) | dict(row[2])))

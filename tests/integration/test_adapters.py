@@ -168,6 +168,16 @@ def test_what_is_not_served_is_refused_when_the_worker_starts(
         _ = Served(base, {"mood": KINDS["mood"]}, adapters={"mood": str(tmp_path)}).model.revision
 
 
+def test_an_adapter_in_a_pickle_is_refused(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    """As peft saved it until version 0.6."""
+    shutil.copy(base / "adapters" / "mood" / "adapter_config.json", tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"never read")
+    with pytest.raises(
+        ConfigurationError, match=r"has only adapter_model\.bin .*; load it with peft and save it again"
+    ):
+        _ = Served(base, {"mood": KINDS["mood"]}, adapters={"mood": str(tmp_path)}).model.revision
+
+
 def test_an_adapter_of_another_model_is_refused(merged: dict[str, Any], base: Path, tmp_path: Path) -> None:
     """It has layers that this one lacks."""
     other = tiny.distilbert(tmp_path / "other", "DistilBertModel")

@@ -153,9 +153,10 @@ def test_whisper_obeys_its_generation_config(tmp_path: Path) -> None:
         said.append(Served(folder, {"said": SPEECH}, max_new_tokens=MOST).load().ask("said", SOUNDS[:2]))
         assert_alike(said[-1], [theirs(clip.copy(), generate_kwargs=once) for clip in CLIPS[:2]])
     assert said[0] == said[1]
-    file.write_text(json.dumps(told | {"no_repeat_ngram_size": 3}))
-    with pytest.raises(ConfigurationError, match="the checkpoint sets no_repeat_ngram_size = 3, which is not served"):
-        _ = Served(folder, {"said": SPEECH}).model.revision
+    for name, value in {"no_repeat_ngram_size": 3, "return_timestamps": True}.items():
+        file.write_text(json.dumps(told | {name: value}))
+        with pytest.raises(ConfigurationError, match=f"the checkpoint sets {name} = {value}, which is not served"):
+            _ = Served(folder, {"said": SPEECH}).model.revision
 
 
 @pytest.mark.parametrize("kind", ["image-to-text", "text-to-speech", "text-ranking", "mask-generation"])

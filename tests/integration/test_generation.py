@@ -175,6 +175,7 @@ def test_wrong_rules_of_the_checkpoint_are_refused(folder: Path, tmp_path: Path)
             r"the checkpoint sets sequence_bias = \[\[\[5\], 1.0\]\], which is not served",
         ),
         ({"num_beams": 4}, "sets num_beams = 4, which is not served; remove it"),
+        ({"dola_layers": "high"}, "sets dola_layers = high, which is not served; remove it"),
         ({"repetition_penalty": "high"}, "repetition_penalty must be between 0.01 and 100, not 'high'"),
     ],
 )

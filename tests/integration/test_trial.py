@@ -68,6 +68,17 @@ def test_a_network_that_fails_on_every_input_is_refused(tmp_path: Path) -> None:
         Served(folder, {"vector": "image-feature-extraction"}).load()
 
 
+def test_a_network_that_gives_no_numbers_is_refused(tmp_path: Path) -> None:
+    """Its vectors failed one by one, and its scores were null."""
+    folder = tiny.bert(tmp_path / "model", "BertForSequenceClassification")
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    network.bert.encoder.layer[0].output.dense.weight.data[:] = float("nan")
+    network.save_pretrained(folder)
+    for kind in ("text-classification", "feature-extraction"):
+        with pytest.raises(ConfigurationError, match=r"not numbers \(NaN\) for every sample input.*; pull it again"):
+            Served(folder, {"task": kind}).load()
+
+
 def test_a_trial_that_was_passed_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A restart costs nothing; other weights are tried again."""
     runs: list[Any] = []

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from producers.client.text_streams import TextPieces
 from producers.wire.catalogue import Catalogue
@@ -73,6 +74,9 @@ class Letters:
     def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
         return bytes(tokens).decode("utf-8", "replace")
 
+    def id_to_token(self, token: int) -> str:
+        return chr(token)
+
 
 @given(
     st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=30),
@@ -108,6 +112,9 @@ class Pieces:
         text = "".join(self.WORDS[token] for token in tokens).replace("\u2581", " ")
         return text.removeprefix(" ")
 
+    def id_to_token(self, token: int) -> str:
+        return self.WORDS[token]
+
 
 @given(st.lists(st.integers(0, 3), max_size=8))
 def test_a_token_that_is_not_shown_takes_no_space_away(tokens: list[int]) -> None:
@@ -116,6 +123,37 @@ def test_a_token_that_is_not_shown_takes_no_space_away(tokens: list[int]) -> Non
         writer.add(token)
     writer.end()
     assert writer.text == Pieces().decode(tokens, skip_special_tokens=True)
+
+
+def with_bytes() -> Tokenizer:
+    """Return a tokenizer with a word and a token for each byte, as Llama's."""
+    names = ["\u2581a", *(f"<0x{byte:02X}>" for byte in range(256))]
+    made = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, [], byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+BYTES = with_bytes()
+
+
+@given(st.lists(st.sampled_from([*range(256), 0, 1 + 0xE6, 1 + 0x9D, 1 + 0xB1]), max_size=40))
+def test_bytes_that_follow_one_another_are_read_together(tokens: list[int]) -> None:
+    """One byte that is no text makes all of its neighbours none, as in transformers."""
+    writer = TextWriter(BYTES, ())
+    for token in tokens:
+        writer.add(token)
+    writer.end()
+    assert writer.text == BYTES.decode(tokens).replace("\0", "\ufffd")
+
+
+def test_many_bytes_are_told_before_their_end() -> None:
+    writer = TextWriter(BYTES, ())
+    for byte in "東".encode() * 40:
+        writer.add(1 + byte)
+    assert writer.piece()[0].startswith("東東東")
+    writer.add(1 + 0xE6)
+    writer.end()
+    assert writer.text == "東" * 22 + "\ufffd" * 55  # whatever is told is not taken back
 
 
 def test_the_rest_comes_with_the_result() -> None:

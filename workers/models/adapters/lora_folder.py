@@ -15,6 +15,9 @@ from producers.wire.errors import ConfigurationError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+#: The weights as earlier versions of peft saved them.
+_PICKLED = "adapter_model.bin"
+
 #: The prefix that peft puts before the model's own names.
 WRAPPED = "base_model.model."
 
@@ -87,6 +90,10 @@ class Adapter:
                     for name in file.keys()  # noqa: SIM118
                 }
         except (OSError, SafetensorError) as error:
+            if (self.folder / _PICKLED).is_file() and not (self.folder / WEIGHTS).is_file():
+                problem = f"{self.folder} has only {_PICKLED} (pickle, which is never read)"
+                remedy = f"load it with peft and save it again, which writes {WEIGHTS}"
+                raise ConfigurationError(f"{self.where}: {problem}; {remedy}") from error
             raise ConfigurationError(f"{self.where}: {self.folder / WEIGHTS}: {error}") from error
 
     @property

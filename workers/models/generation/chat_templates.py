@@ -18,6 +18,8 @@ from functools import wraps
 from typing import Any, NoReturn
 
 from jinja2 import Template, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
@@ -160,6 +162,17 @@ def _call(name: str, argument: nodes.Expr) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(name), [argument], [], None, None)
 
 
+class _GenerationBlock(Extension):
+    """The block ``{% generation %}``, which marks the assistant's words for training. It writes what is in it."""
+
+    tags = {"generation"}  # noqa: RUF012 - as in the base class
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, with the extensions that transformers provides."""
 
@@ -169,7 +182,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.room = _Room()
         self.passed, self.made, self.take = self.room.passed, self.room.made, self.room.take
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], finalize=self.room.made
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
+            finalize=self.room.made,
         )
         self.filters["tojson"] = _to_json
         self.filters = {name: self._counted(name, made) for name, made in self.filters.items()}
@@ -238,7 +254,7 @@ def rendered(
     room: _Room = template.environment.room  # type: ignore[attr-defined]
     room.allow(sum(len(text) for message in messages for text in message.values()), len(messages))
     try:
-        return template.render(messages=messages, add_generation_prompt=ask, **special)
+        return template.render(messages=messages, tools=None, documents=None, add_generation_prompt=ask, **special)
     except Exception as error:  # a template may raise anything
         raise TemplateError(_said(error)) from error
     finally:
@@ -249,8 +265,10 @@ def _said(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:500]
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -18,6 +18,7 @@ from workers.models.backends.choice import DTYPES
 from workers.models.generation import key_value_memory
 from workers.models.generation.key_value_memory import Block, CacheShape
 from workers.models.huggingface.checkpoint import Checkpoint, loading
+from workers.models.huggingface.checkpoint_networks import refuse_missing
 
 #: The tokens of the rows that are tried when a network is loaded. An attention of its own may have a window that it
 #: counts from the end of the longest row.
@@ -96,14 +97,17 @@ class DecoderNetwork:
         from transformers import AutoModelForCausalLM
 
         with loading(self._folder, self._where):
-            return AutoModelForCausalLM.from_pretrained(
+            network, report = AutoModelForCausalLM.from_pretrained(
                 self._folder,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=getattr(torch, DTYPES[self._precision]),
                 attn_implementation=attention,
+                output_loading_info=True,
             )
+        refuse_missing(sorted(report["missing_keys"]), report["unexpected_keys"], network, self._folder, self._where)
+        return network
 
     def _check_layers(self, config: Any) -> None:
         layers = set(getattr(config, "layer_types", None) or ["full_attention"])

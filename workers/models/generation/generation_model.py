@@ -171,6 +171,8 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
         window = checkpoint.config.get("sliding_window")
         if isinstance(window, int) and checkpoint.config.get("use_sliding_window", True):
             most = min(most, window)  # a longer text would need attention over a sliding window
+        if checkpoint.short_tokens:
+            most = min(most, checkpoint.short_tokens)  # a longer text would need other keys for all of its tokens
         return Prompts(checkpoint, Tokenizing(checkpoint), most)
 
     @cached_property

@@ -119,7 +119,12 @@ class Prompts:
         return []
 
     def check(self) -> None:
-        """Compare with transformers' own template, in the device process. Raises ConfigurationError if they differ."""
+        """Compare with transformers' own template, in the device process. Raises ConfigurationError if they differ, or
+        if the tokenizer cleans up a text afterwards, of which a part may have been streamed.
+        """
+        if self.tokenizing.cleans_up:
+            problem = "clean_up_tokenization_spaces = true is not served for texts that are written token by token"
+            raise ConfigurationError(f"{self.checkpoint.where}: tokenizer_config.json: {problem}; set it to false")
         if not self.chats:
             return
         from transformers import AutoTokenizer
@@ -179,7 +184,8 @@ class Prompts:
     @cached_property
     def _special(self) -> Mapping[str, str]:
         """The tokenizer's special tokens by role, for use in templates."""
-        settings = self.checkpoint.read_if_there("tokenizer_config.json")
+        settings = self.checkpoint.read_if_there("special_tokens_map.json")
+        settings |= self.checkpoint.read_if_there("tokenizer_config.json")
         texts = {name: one.get("content") if isinstance(one, dict) else one for name, one in settings.items()}
         return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 

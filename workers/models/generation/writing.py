@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,13 @@ if TYPE_CHECKING:
 
 #: The decoded text of an incomplete character.
 _HALF = "\ufffd"
+
+#: A token that is a byte, of vocabularies with byte fallback. Bytes that follow one another are decoded together: if
+#: they are no valid text, each becomes U+FFFD.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+#: The most tokens that wait for the end of their bytes.
+_MOST_BYTES = 64
 
 
 class TextWriter:
@@ -48,9 +56,10 @@ class TextWriter:
 
     def _append(self, shown: str, *, final: bool) -> None:
         before = self._tokenizer.decode(self._tokens[self._from : self._read], skip_special_tokens=True)
-        if shown.endswith(_HALF) and not final:
+        if not final and (shown.endswith(_HALF) or self._within_bytes()):
             return
-        new = shown[len(before) :]
+        joined = shown.startswith(before)  # not if bytes behind a text make all of its bytes invalid
+        new = shown[len(before) :] if joined else self._decode(self._read)
         self._text += new.replace("\0", _HALF)  # the store cannot hold NUL
         # decode a few earlier tokens again: some tokenizers write a first token differently. Special tokens, which are
         # not shown, are none
@@ -58,6 +67,11 @@ class TextWriter:
         found = [at for stop in self._stop if (at := self._text.find(stop)) >= 0]
         if found:
             self._text, self._stop, self.stopped = self._text[: min(found)], (), True
+
+    def _within_bytes(self) -> bool:
+        """Whether the last token is a byte, and more bytes may follow it."""
+        last = self._tokenizer.id_to_token(self._tokens[-1]) or ""
+        return bool(_BYTE.fullmatch(last)) and len(self._tokens) - self._read < _MOST_BYTES
 
     def _decode(self, start: int) -> str:
         return self._tokenizer.decode(self._tokens[start:], skip_special_tokens=True)

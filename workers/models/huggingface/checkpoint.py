@@ -20,7 +20,13 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 #: Encoders that number positions from the padding token's number + 1, so their usable positions are fewer than the
 #: config says.
-_COUNT_AFTER_PADDING = ("camembert", "data2vec-text", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
+_COUNT_AFTER_PADDING = (
+    *("camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
+
+#: The rotary embeddings whose angles depend on the length of the longest text of a pass, by the names in configs.
+_TURNED_BY_LENGTH = ("longrope", "su")
 
 #: The longest input of a text model whose folder gives no limit.
 _MAX_TOKENS = 512
@@ -125,9 +131,24 @@ class Checkpoint:
         if there is None:
             found, remedy = refused_folders.without_weights(self.folder)
             raise ConfigurationError(f"{self.where}: {self.folder} has no {_WEIGHTS}{found}; {remedy}")
-        with there.open("rb") as file:
+        self._refuse_pointer(there)
+        for shard in self._shards(there):
+            if not shard.is_file():
+                problem = f"{there.name} names {shard.name}, which is not in {self.folder}"
+                raise ConfigurationError(f"{self.where}: {problem}; pull it again (argosy models pull)")
+            self._refuse_pointer(shard)
+
+    def _refuse_pointer(self, path: Path) -> None:
+        with path.open("rb") as file:
             if file.read(len(_POINTER)) == _POINTER:
-                raise ConfigurationError(f"{self.where}: {there} is a Git LFS pointer; fetch the file: git lfs pull")
+                raise ConfigurationError(f"{self.where}: {path} is a Git LFS pointer; fetch the file: git lfs pull")
+
+    def _shards(self, there: Path) -> list[Path]:
+        """Return the files that an index of weights names; none for weights in a single file, or an unread index."""
+        if there.name == _WEIGHTS:
+            return []
+        places = self.read(there.name).get("weight_map") if there.stat().st_size <= _MOST_BYTES else None
+        return [self.folder / name for name in sorted(set(places.values()))] if isinstance(places, dict) else []
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -164,15 +185,26 @@ class Checkpoint:
 
     @cached_property
     def pad_id(self) -> int:
-        """The padding token. A checkpoint without one is padded with its end token."""
+        """The padding token. A checkpoint without one, or with a number below 0, is padded with its end token."""
         pad, end = self.config.get("pad_token_id"), self.config.get("eos_token_id")
         end = end[0] if isinstance(end, list) and end else end
-        return next((int(one) for one in (pad, end) if isinstance(one, int)), 0)
+        return next((int(one) for one in (pad, end) if isinstance(one, int) and one >= 0), 0)
 
     @cached_property
     def sentence_settings(self) -> dict[str, Any]:
         """The settings of sentence-transformers for the network and its tokenizer; empty if there are none."""
         return next((found for name in _SENTENCE_SETTINGS if (found := self.read_if_there(name))), {})
+
+    @cached_property
+    def short_tokens(self) -> int | None:
+        """The most tokens of a short text, if the network turns longer ones by other angles (LongRoPE); else None."""
+        for name in ("rope_parameters", "rope_scaling"):
+            rope = self.config.get(name)
+            if isinstance(rope, dict) and (rope.get("rope_type") or rope.get("type")) in _TURNED_BY_LENGTH:
+                found = rope.get("original_max_position_embeddings")
+                found = found or self.config.get("original_max_position_embeddings")
+                return found if isinstance(found, int) else None
+        return None
 
     @cached_property
     def max_tokens(self) -> int:
@@ -193,7 +225,7 @@ def _excess(settings: dict[str, Any]) -> str:
         if name in ("id2label", "label2id", "num_labels"):
             count = len(value) if isinstance(value, dict) else value
             most = _MOST_LABELS
-        elif "layer" in name or "depth" in name:
+        elif ("layer" in name or "depth" in name) and "size" not in name:  # Gemma 3n has tables for its layers
             count, most = value, _MOST_LAYERS
         elif isinstance(value, dict) and (problem := _excess(value)):
             return f"{name}.{problem}"

@@ -7,7 +7,7 @@ backbone's place and returns the output of that run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,10 +197,7 @@ class CheckpointNetworks:
         missing = sorted(set(report["missing_keys"]) - _complete(loaded, network.adapter))
         if missing and network.auto == BACKBONE and all(name.startswith("pooler.") for name in missing):
             loaded.pooler, missing = None, []
-        if missing:
-            is_a = " and ".join(getattr(loaded.config, "architectures", None) or ["model"])
-            problem = f"{network.folder}, a {is_a}, has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
-            raise ConfigurationError(f"{self._where}: {problem}: the checkpoint was not trained for this kind of task")
+        refuse_missing(missing, report["unexpected_keys"], loaded, network.folder, self._where)
         return loaded.eval().to(self._device)
 
     def _adapt(self) -> None:
@@ -220,6 +217,21 @@ class CheckpointNetworks:
                 raise ConfigurationError(f"{self._where}: {problem}; make it a separate model")
             setattr(head, head.base_model_prefix, replay())
         return shared
+
+
+def refuse_missing(missing: Sequence[str], unexpected: Collection[str], network: Any, folder: Path, where: str) -> None:
+    """Raise ConfigurationError if a folder lacks weights of its network, which transformers has drawn at random.
+
+    `unexpected` are the folder's weights of other names.
+    """
+    if missing:
+        is_a = " and ".join(getattr(network.config, "architectures", None) or ["model"])
+        problem = f"{folder}, a {is_a}, has no weights for {missing[0]}" + ", …" * (len(missing) > 1)
+        cause = "the checkpoint was not trained for this kind of task"
+        if longer := sorted(name for name in unexpected if name.endswith(f".{missing[0]}")):
+            prefix = longer[0].removesuffix(missing[0])
+            cause = f"it has {longer[0]} instead; save the network without the prefix {prefix!r}"
+        raise ConfigurationError(f"{where}: {problem}: {cause}")
 
 
 def _count(inputs: Mapping[str, Any]) -> int:

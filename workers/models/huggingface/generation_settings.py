@@ -19,7 +19,9 @@ _NEUTRAL: Mapping[str, Any] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
     **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), ()),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
-    **dict.fromkeys(("stop_strings", "watermarking_config"), None),
+    **dict.fromkeys(("stop_strings", "watermarking_config", "dola_layers"), None),
+    **dict.fromkeys(("force_words_ids", "constraints"), None),
+    **dict.fromkeys(("token_healing", "return_timestamps"), False),
     "repetition_penalty": 1,
     "penalty_alpha": 0,
 }

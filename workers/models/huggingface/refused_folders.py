@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ _REASONS = {
     "Unrecognized configuration class": "transformers has no network of this architecture for the kind of the task",
     "requires the Torchvision library": "its image processor is only made for torchvision, which is not used here",
 }
+
+#: The most bytes of a file with the settings of a quantisation.
+_MOST_BYTES = 2**20
 
 #: Types of the tensors of quantised weights.
 _QUANTISED = ("F8_E4M3", "F8_E5M2", "F4", "I8", "U8", "I32")
@@ -35,6 +38,10 @@ OTHER_WEIGHTS = (
     ("a GGUF file", "*.gguf", "name the folder of the model that it was made from"),
 )
 
+#: Files with the settings of quantised weights, of AutoGPTQ, AutoAWQ and NVIDIA's ModelOpt, each with a name in it. A
+#: ``quantize_config.json`` of ONNX files, which transformers.js writes, lacks that name.
+_QUANTISED_BY = {"quantize_config.json": "bits", "quant_config.json": "w_bit", "hf_quant_config.json": ""}
+
 
 def quantised(folder: Path, config: Mapping[str, Any]) -> str:
     """Return the method by which a folder's weights are quantised, or an empty string."""
@@ -43,8 +50,9 @@ def quantised(folder: Path, config: Mapping[str, Any]) -> str:
     for name in ("quantization_config", "compression_config"):
         if told := config.get(name):
             return str(told.get("quant_method") or told.get("format") or name if isinstance(told, dict) else name)
-    if (folder / "hf_quant_config.json").is_file():
-        return "hf_quant_config.json"
+    for name, setting in _QUANTISED_BY.items():
+        if (folder / name).is_file() and setting in _names(folder / name):
+            return name
     for file in sorted(folder.glob("model*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as opened:
@@ -57,9 +65,20 @@ def quantised(folder: Path, config: Mapping[str, Any]) -> str:
     return ""
 
 
+def _names(file: Path) -> Collection[str]:
+    """Return the names in a small JSON object and the empty name; only that of a file that cannot be read."""
+    try:
+        found = json.loads(file.read_text("utf-8")) if file.stat().st_size < _MOST_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        found = {}
+    return {"", *found} if isinstance(found, dict) else {""}
+
+
 def without_weights(folder: Path) -> tuple[str, str]:
     """Return what a folder has in place of weights as safetensors, and the remedy."""
     found = [(name, remedy) for name, pattern, remedy in OTHER_WEIGHTS if any(folder.glob(pattern))]
+    if not found and (other := sorted(folder.glob("*.safetensors"))):
+        return f", only {other[0].name}, whose name transformers does not look for", _SAVED_AGAIN
     if not found:
         return "", "pull it (argosy models pull), or correct the source"
     return f", only {' and '.join(name for name, _ in found)}", found[0][1]

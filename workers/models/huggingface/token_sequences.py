@@ -113,15 +113,18 @@ class Batch:
         starts = ends - self._arrays[f"count/{task}"]
         return [self._arrays[f"of/{task}"][starts[row] : ends[row]] for row in rows]
 
-    def passes(self, wanted: set[Row], *, equal_lengths: bool = False, counted: int | None = None) -> list[list[Row]]:
+    def passes(
+        self, wanted: set[Row], *, equal_lengths: bool = False, counted: int | None = None, short: int | None = None
+    ) -> list[list[Row]]:
         """Group the wanted rows into passes, longest sequence first, so that no pass is mostly padding, or has any.
 
-        All sequences of a pass have the token `counted` equally often.
+        All sequences of a pass have the token `counted` equally often, and all have at most `short` tokens, or more.
         """
-        alike: dict[int, list[tuple[Row, int]]] = {}
+        alike: dict[tuple[int, bool], list[tuple[Row, int]]] = {}
         for row in sorted(wanted):
             ids = self.sequences[row.place].ids
-            alike.setdefault(0 if counted is None else int((ids == counted).sum()), []).append((row, len(ids)))
+            count = 0 if counted is None else int((ids == counted).sum())
+            alike.setdefault((count, short is not None and len(ids) > short), []).append((row, len(ids)))
         return [group for sizes in alike.values() for group in plan(sizes, equal_lengths=equal_lengths)]
 
     @property

@@ -23,6 +23,13 @@ Cut: TypeAlias = Literal["longest_first", "only_first", "only_second"]
 #: Characters of texts that are tokenised together: a token takes some 100 bytes until its text is prepared.
 TOGETHER = 2**18
 
+#: The spaces that transformers removes if a folder sets `clean_up_tokenization_spaces`, in its order.
+_CLEANED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {end}", end) for end in ("n't", "'m", "'s", "'ve", "'re")),
+)
+
 #: The most added tokens that are compared.
 _MOST_ADDED = 200
 
@@ -127,6 +134,21 @@ class Tokenizing:
                 ) from error
         return [first, *first.overflowing]
 
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens, as transformers decodes them."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        for spaced, plain in _CLEANED if self.cleans_up else ():
+            text = text.replace(spaced, plain)
+        return text
+
+    @cached_property
+    def cleans_up(self) -> bool:
+        """Whether the folder has spaces before punctuation removed; transformers does not do it to texts of BPE."""
+        settings = self.checkpoint.read_if_there("tokenizer_config.json")
+        forced = settings.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output")
+        bpe = type(self.tokenizer.model).__name__ == "BPE"
+        return bool(settings.get("clean_up_tokenization_spaces") and (forced or not bpe))
+
     def token_id(self, role: str) -> int | None:
         """Return the number of a special token by its role (``mask_token``), or None."""
         token = self.token(role)
@@ -162,6 +184,14 @@ class Tokenizing:
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
         ours = self._read()
+        most, highest = self.checkpoint.config.get("vocab_size"), max(ours.get_vocab(False).values(), default=0)
+        if isinstance(most, int) and highest >= most:
+            problem = (
+                f"{folder} has a tokenizer with the number {highest:,}, and a network of {most:,} tokens (vocab_size)"
+            )
+            raise ConfigurationError(
+                f"{self.checkpoint.where}: {problem}; put the model's own tokenizer into the folder"
+            )
         for probe in LONG_PROBES:
             try:
                 _encode(ours, probe)

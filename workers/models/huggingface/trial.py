@@ -49,6 +49,10 @@ def run(model: Model, where: str, *, compared: bool, fp32: bool) -> None:
     except Exception as error:  # transformers' networks raise errors of every type
         problem = f"the network cannot compute a sample input: {_said(error)}"
         raise ConfigurationError(f"{where}: {problem}; the checkpoint is of a kind that is not served") from error
+    numbers = [output for own in alone for output in own.values() if output.dtype.kind == "f"]
+    if numbers and all(np.isnan(output).any() for output in numbers):
+        problem = "its numbers are not numbers (NaN) for every sample input: weights are damaged, or beyond a precision"
+        raise ConfigurationError(f'{where}: {problem}; pull it again, or set precision = "fp32"')
     try:
         together = _outputs(model, rows)
     except Exception as error:  # noqa: BLE001 - the worker halves such a batch, down to single rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,11 @@ from workers.models.interface.model import Array
 from workers.models.speech import features, waveform, waves
 from workers.models.speech.recognition import Recognition, RecognitionModel
 from workers.models.speech.recordings import Window
+
+logger = logging.getLogger(__name__)
+
+#: The folder of a model of words, for a decoder that weighs them (Wav2Vec2ProcessorWithLM).
+_LANGUAGE_MODEL = "language_model"
 
 #: Longer recordings are cut, because the cost of attention grows with the square of the length.
 _LONGEST_S = 30
@@ -61,6 +67,9 @@ class CtcModel(RecognitionModel):
     def load(self, device: str) -> None:
         super().load(device)
         _ = self._tokenizer
+        if (self.spec.folder / _LANGUAGE_MODEL).is_dir():
+            told = "is not used: letters are the likeliest of each frame, as in transformers without pyctcdecode"
+            logger.warning("%s: the folder's %s %s", self.where, _LANGUAGE_MODEL, told)
 
     def hear(self, windows: Sequence[Window], settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
         heard: list[tuple[str, list[Any]]] = [("", []) for _ in windows]

@@ -147,7 +147,8 @@ class EncoderModel(FolderModel[TextHead]):
         found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
         with torch.inference_mode():
             every = set().union(*by_task.values())
-            for group in batch.passes(every, equal_lengths=self.equal_lengths, counted=self._counted):
+            short = self.checkpoint.short_tokens
+            for group in batch.passes(every, equal_lengths=self.equal_lengths, counted=self._counted, short=short):
                 chosen = {task: [n for n, row in enumerate(group) if row in rows] for task, rows in by_task.items()}
                 self._run(batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
         return {task: token_sequences.stacked(found[task].__getitem__, own) for task, own in needs.items()}

@@ -79,7 +79,6 @@ class FillMask(TextHead):
     ) -> list[dict[str, Any]]:
         among = np.array(self._targets(params), dtype=np.int64) if params.targets else np.arange(len(scores))
         best = among[_highest(scores[among], params.top_k)]
-        tokenizer = self.tokenizing.tokenizer
         found = []
         for token in best:
             filled = ids.copy()
@@ -88,9 +87,9 @@ class FillMask(TextHead):
                 {
                     "score": rounded(scores[token]),
                     "token": int(token),
-                    "token_str": tokenizer.decode([int(token)], skip_special_tokens=False),
+                    "token_str": self.tokenizing.decode([int(token)], skip_special_tokens=False),
                     # if there are several masks, the other masks stay visible
-                    "sequence": tokenizer.decode(filled.tolist(), skip_special_tokens=masks == 1),
+                    "sequence": self.tokenizing.decode(filled.tolist(), skip_special_tokens=masks == 1),
                 }
             )
         return found

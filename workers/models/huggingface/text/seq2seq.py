@@ -18,7 +18,7 @@ from msgspec import field
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.text import GenerationParams
-from workers.models.huggingface import token_sequences
+from workers.models.huggingface import generation_settings, token_sequences
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
 from workers.models.huggingface.text_head import TextReader
@@ -111,13 +111,13 @@ class Writing(TextReader):
         if target := asked.pop("tgt_lang", None):
             asked["forced_bos_token_id"] = self._language(target, "params.tgt_lang")
         settings = {name: value for name, value in asked.items() if value is not None}
-        own = self.checkpoint.read_if_there("generation_config.json")
+        own = generation_settings.read(self.checkpoint)
         if not any((settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length"))):
             settings["max_new_tokens"] = self._most_new_tokens
         return settings
 
     def finish(self, output: Array, params: GenerationParams, aside: Any) -> Any:
-        return {"text": self.tokenizing.tokenizer.decode(ragged.unpack(output), skip_special_tokens=True)}
+        return {"text": self.tokenizing.decode(ragged.unpack(output))}
 
 
 class Seq2SeqModel(FolderModel[Writing]):

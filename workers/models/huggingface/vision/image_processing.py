@@ -150,7 +150,12 @@ class ImageReader:
                 same = False
             if not same:
                 problem = f"{self.PREPARED} are not prepared as by {type(processor).__name__}"
-                raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
+                remedy = "write a class for it (docs/models.md)"
+                if isinstance(self._config.get("size"), int):  # of its classes, some mean the short side, some both
+                    remedy = (
+                        "its size is a number, so save its image processor again with transformers (save_pretrained)"
+                    )
+                raise ConfigurationError(f"{self.checkpoint.where}: {problem}; {remedy}")
 
     def _agrees(self, processor: Any, image: Image.Image) -> bool:
         import torch
