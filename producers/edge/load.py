@@ -32,7 +32,7 @@ class LoadSharing:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._work: Sequence[QueuedWork] = ()
-        self._rates: Mapping[str, float] | None = None
+        self._rates: Mapping[str, float] = {}
         self._asked: Counter[str] = Counter()
 
     async def shared(self, items: Sequence[EdgeItem], task: EdgeTask) -> list[EdgeItem]:
@@ -47,10 +47,9 @@ class LoadSharing:
         left_s = first.due_s - site.clock.now_s()
         if site.centre_s > left_s:
             return []
-        if self._rates is None:
-            self._rates, self._work = await site.ask(
-                lambda store: (store.flight.seconds_per_item(), store.flight.queued_work())
-            )
+        if not self._rates:
+            self._rates = await site.ask(lambda store: store.flight.seconds_per_item())
+            self._work = await site.client.queued_work()
         model = (await site.client.catalogue()).task(task.site or first.task).model
         ahead = queued_items(self._work, model, first.priority) + self._asked[model]
         if (ahead + len(items)) * self._rates.get(model, 0.0) > left_s:
