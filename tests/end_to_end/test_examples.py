@@ -108,3 +108,16 @@ def test_the_fastapi_backend_without_a_fleet_says_when_to_come_again(
             assert "argosy up" in answer.json()["detail"]
     for error, status in ((ItemExpired("late"), 504), (ItemFailed("echo", "ModelError", "broke"), 502)):
         assert asyncio.run(backend.refused(None, error)).status_code == status
+
+
+@pytest.mark.training
+def test_two_tasks_share_layers_and_a_pass(tmp_path: Path) -> None:
+    """Trained from Parquet by one command, apart and together, and served in one pass."""
+    ran = run("two_tasks", "--folder", tmp_path / "two", "--rows", "640", "--epochs", "3")
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert sum(line.startswith("step ") for line in lines) == 3
+    told = [line.partition(":")[0] for line in lines[3:7]]
+    assert told == [f"{task}, {how} layers" for task in ("class", "flags") for how in ("shared", "separate")]
+    assert len(lines) == 10
+    assert all(line.startswith("served in one pass: class ") for line in lines[7:])
