@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from workers.batching.serving.processor_load import BUSY
 from workers.batching.serving.tuned_backend import BackendDecision, MeasuredBackend
 from workers.training.pareto.tuning_run import TunedFile
 
@@ -67,6 +68,11 @@ def front_table(found: TunedFile) -> Table:
     running = sum(not point.refused for point in points)
     judged = f"judged by {found.rows}" if found.rows else "judged by equal answers to samples"
     table.title = f"{found.model} on {found.device}, {judged}: {len(found.front)} of {running} points that none beats"
+    notes = []
+    if (busiest := max(point.others for point in points)) > BUSY:
+        notes = [
+            f"provisional: other programs took up to {busiest:.0%} of the processors; measure again into a new folder"
+        ]
     refused = dict.fromkeys(f"{one.variant} on {one.backend}: {one.refused}" for one in points if one.refused)
-    table.caption = "\n".join(refused) or None
+    table.caption = "\n".join([*notes, *refused]) or None
     return table

@@ -41,7 +41,7 @@ def draw(
                     [100 * point.mean_accuracy for point in some],
                     color=f"C{number}" if filled else "none",
                     edgecolors=f"C{number}",
-                    label=variant if filled or not any(p in front for p in own) else None,
+                    label=variant if some and filled == any(p in front for p in own) else None,
                 )
         axes.scatter([of(chosen)], [100 * chosen.mean_accuracy], marker="*", s=200, color="none", edgecolors="black")
         axes.set(xlabel=label, xscale="log" if place < 2 else "linear")

@@ -20,6 +20,7 @@ import msgspec
 import torch
 
 from producers.wire.catalogue import Task
+from workers.batching.serving.processor_load import ProcessorTimes, others_share
 from workers.device import accelerator, device_memory
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
@@ -63,7 +64,7 @@ def _agreed(found: Sequence[Answered], expected: Sequence[Answered], task: Task)
 
 def measure(asked: PointsRequest, device: str) -> list[TunedPoint]:
     """Return the points of a variant, and a point without figures for each backend that does not run."""
-    on = Device(device, "")
+    began, on = ProcessorTimes.now(), Device(device, "")
     judging = _judging(asked, on)
     before = judging.accuracy(asked.original.build(), judging.expected)
     loaded: list[tuple[Candidate, Sequence[Trial], dict[str, float], float]] = []
@@ -82,6 +83,7 @@ def measure(asked: PointsRequest, device: str) -> list[TunedPoint]:
         for cost, batches in candidates.cut_by_cost(trials, candidates.budgets_of(candidate.model, on)).items()
     ]
     candidates.take_turns([(candidate, batches) for candidate, _, batches, _, _ in runs], COST_TURNS)
+    others = round(others_share(began), 3)
     points = [
         _point(
             asked,
@@ -89,6 +91,7 @@ def measure(asked: PointsRequest, device: str) -> list[TunedPoint]:
             batch_cost=cost,
             accuracy=accuracy,
             accuracy_before=before,
+            others=others,
             memory_mb=round(memory_mb, 1),
             **_figures(candidate, batches),
         )

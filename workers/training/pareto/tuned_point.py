@@ -43,7 +43,7 @@ class TunedPoint(MeasuredBackend, frozen=True, kw_only=True):
     `accuracy` is by task, 0 to 1: the score on labelled rows, or the share of answers that equal those of the original
     in fp32. `accuracy_before` is that of the original. `latency_ms` is the mean time of a pass, `memory_mb`
     (10^6 bytes) the growth of the process by the model and a first batch. A point that does not run here has a reason
-    in `refused`, and no figures.
+    in `refused`, and no figures. `others` is the share of the processors' time that other programs took meanwhile.
     """
 
     variant: str
@@ -52,6 +52,7 @@ class TunedPoint(MeasuredBackend, frozen=True, kw_only=True):
     batch_cost: int = 0
     latency_ms: float = 0.0
     memory_mb: float = 0.0
+    others: float = 0.0
 
     @property
     def mean_accuracy(self) -> float:
