@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,33 @@ def test_labels_without_numbers_are_refused(tmp_path: Path, settings: dict[str, 
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigurationError, match="labels have no numbers"):
         _ = Checkpoint(tmp_path, "models.x").labels
+
+
+def test_a_table_for_each_layer_is_not_many_layers(tmp_path: Path) -> None:
+    """Gemma 3n has one."""
+    (tmp_path / "config.json").write_text('{"vocab_size_per_layer_input": 262144, "model_type": "gemma3n"}')
+    assert Checkpoint(tmp_path, "models.x").config
+
+
+#: Architectures whose code has the function for other networks than the one that reads texts alone.
+OTHERS = {"altclip", "bridgetower", "clap", "evolla", "kosmos2", "kosmos2_5", "m2m_100", "nllb_moe", "pp_doclayout_v2"}
+OTHERS |= {"seamless_m4t", "seamless_m4t_v2", "speech_to_text", "speecht5", "trocr"}
+
+
+def test_positions_that_are_counted_from_the_padding_are_fewer(tmp_path: Path) -> None:
+    """A text of 513 tokens passed, and had no position."""
+    found = find_spec("transformers")
+    assert found is not None
+    assert found.origin
+    sources = Path(found.origin).parent.glob("models/*/modeling_*.py")
+    counted = {
+        file.parent.name for file in sources if "def create_position_ids_from_input_ids" in file.read_text("utf-8")
+    }
+    assert "roberta" in counted
+    for name in counted - OTHERS - {"data2vec"} | {"data2vec-text"}:
+        settings = {"model_type": name.replace("_", "-"), "max_position_embeddings": 514, "pad_token_id": 1}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert Checkpoint(tmp_path, "models.x").max_tokens == 512, name
 
 
 def first(kind: str) -> str:
