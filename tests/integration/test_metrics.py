@@ -158,6 +158,8 @@ def test_without_the_broker_the_store_is_measured_and_nothing_is_scaled(
         assert (found["argosy_store_up", ()], found["argosy_broker_up", ()]) == (1, 0)
         assert ("argosy_wanted_workers", ()) not in found
         assert beside.get("/api/jobs").status_code == 404
+        assert beside.get("/healthz").status_code == 200
+        assert scraped(beside)["argosy_gateway_request_seconds_count", ("/healthz", "200")] == 1
         assert beside.post("/metrics").status_code == 405
 
 

@@ -19,7 +19,7 @@ from producers.gateway.metrics.store_look import StoreLook, look_at_store
 from producers.gateway.metrics.wanted_workers import WITHIN_S, Wanted, of_models, wanted_workers
 from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import Priority
-from results_store.errors import StoreError, StoreUnavailable
+from results_store.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class FleetMonitor:
             async with asyncio.timeout(ANSWER_S):
                 last = self._batches.last
                 found = await self._client.ask(lambda store: look_at_store(store, last))
-        except (StoreError, ArgosyError, TimeoutError) as error:
+        except (ArgosyError, TimeoutError) as error:
             log.debug("metrics without the store: %s", error)
             return None
         self._batches.add(found)

@@ -23,7 +23,6 @@ from producers.gateway.metrics.wanted_workers import WITHIN_S
 from producers.gateway.problems import Problem, answer, problem
 from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import Priority
-from results_store.errors import StoreError
 
 #: The longest time within which work may be wanted to be done: a year.
 MOST_WITHIN_S = 365 * 86400.0
@@ -54,7 +53,7 @@ class HealthListener:
             return await (self._metrics() if path == "/metrics" else self._scale(scope))
         except Problem as refused:
             return answer(refused, path)
-        except (ArgosyError, StoreError) as error:
+        except ArgosyError as error:
             return answer(problem(error), path)
 
     async def _metrics(self) -> Response:
