@@ -163,5 +163,6 @@ def layers_of(backbone: Any) -> list[nn.Module]:
     """Return the layers of any backbone: its list of modules with the most parameters, and that of its decoder."""
     lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
     lists.sort(key=lambda own: -sum(parameter.numel() for parameter in own.parameters()))
-    count = 2 if backbone.config.is_encoder_decoder else 1
+    config = getattr(backbone, "config", None)  # networks of rows and series have none
+    count = 2 if getattr(config, "is_encoder_decoder", False) else 1
     return [layer for own in lists[:count] for layer in own]
