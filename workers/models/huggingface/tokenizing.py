@@ -184,7 +184,8 @@ class Tokenizing:
             raise ConfigurationError(f"{self.checkpoint.where}: {problem}; write a class for it (docs/models.md)")
 
         ours = self._read()
-        most, highest = self.checkpoint.config.get("vocab_size"), max(ours.get_vocab(False).values(), default=0)
+        most = self.checkpoint.read_if_there("config.json").get("vocab_size")  # a folder within a pipeline has none
+        highest = max(ours.get_vocab(False).values(), default=0)
         if isinstance(most, int) and highest >= most:
             problem = (
                 f"{folder} has a tokenizer with the number {highest:,}, and a network of {most:,} tokens (vocab_size)"
