@@ -53,15 +53,20 @@ def refused(kind: str, message: str) -> dict[str, Any]:
 
 def confidence(output: object) -> float | None:
     """Return the score of the best label, the first one; None for an answer without."""
-    head = output[0] if isinstance(output, list) and output else None
-    score = head.get("score") if isinstance(head, dict) else None
+    score = _best(output).get("score")
     return float(score) if isinstance(score, int | float) else None
 
 
 def label(output: object) -> str | None:
     """Return the best label, the first one."""
-    head = output[0] if isinstance(output, list) and output else None
-    return str(head["label"]) if isinstance(head, dict) and "label" in head else None
+    best = _best(output)
+    return str(best["label"]) if "label" in best else None
+
+
+def _best(output: object) -> Mapping[str, Any]:
+    """Return the first label of an answer with its score; nothing of an answer without labels."""
+    first = output[0] if isinstance(output, list) and output else None
+    return first if isinstance(first, dict) else {}
 
 
 def stays(task: EdgeTask, params: Mapping[str, Any] | None, mark: str) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import logging
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from producers.wire.errors import BrokerUnavailable, InvalidMessage
 from producers.wire.messages import JSON, UNREADABLE, BadItem, Envelope, Priority, decode, decode_bytes, named, outline
 from producers.wire.packing import weight
 from producers.wire.publisher import as_unavailable
-from producers.wire.queues import PRIORITY_STEPS, redis_key
+from producers.wire.queues import PRIORITY_STEPS, RefusedMessage, note_refused, redis_key
 from results_store.edge.edge_spool import EdgeItem, EdgeState
 from results_store.records import Claim, Claimed, Result, ResultState
 
@@ -85,10 +87,10 @@ class CascadeIntake:
             raw = _body(message)
             name = named(raw)
         except (InvalidMessage, *UNREADABLE) as error:
-            logger.warning("a message that names no envelope was dropped: %s", type(error).__name__)
+            await self._put_aside(message, f"names no envelope: {type(error).__name__}")
             return
         if not name.durable:
-            await self._refuse_undurable(raw)
+            await self._refuse_undurable(message, raw)
             return
         claims = await self._claim([name.id])
         await self._act(name.id, claims[name.id])
@@ -160,12 +162,25 @@ class CascadeIntake:
             done = [envelope.id] if ends else []
             await self._site.ask(lambda store: store.commit(rows, done=done))
 
-    async def _refuse_undurable(self, raw: object) -> None:
+    async def _put_aside(self, message: bytes, cause: str) -> None:
+        """Note a message that cannot be worked on where an operator finds it, as a worker does."""
+        digest = hashlib.sha256(message).hexdigest()
+        refused = RefusedMessage(at=time.time(), queue=EDGE, cause=cause, sha256=digest, bytes=len(message))
+        logger.error("refused a message of %s: %s (%d bytes, sha256 %s)", EDGE, cause, refused.bytes, digest)
+        redis = self._site.publisher.redis
+
+        def note() -> None:
+            with as_unavailable(redis):
+                note_refused(redis, refused)
+
+        await asyncio.to_thread(note)
+
+    async def _refuse_undurable(self, message: bytes, raw: object) -> None:
         """Fail the items of an envelope that has no row: nothing would hold them while they wait for the centre."""
         try:
             envelope, _ = decode(raw)
         except InvalidMessage:
-            logger.warning("a message that is no envelope was dropped")
+            await self._put_aside(message, "is no envelope")
             return
         rows = list(_failed(envelope, "`durable=False` is not for tasks of the cascade; leave it out"))
         await self._site.ask(lambda store: store.commit(rows, unlisted=[envelope.id]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
@@ -410,12 +411,23 @@ def test_nothing_passes_the_gate_by_another_way() -> None:
 
 
 @looped
-async def test_undurable_items_and_pipelines_are_refused(here: Place) -> None:
-    """Nothing would hold the first while they wait; workers would derive the inputs of the others."""
+async def test_undurable_items_are_refused(here: Place) -> None:
+    """Nothing would hold them while they wait."""
     async with forwarder(here, edge()) as own:
         handle = await own.programs.submit("sentiment", "a text", durable=False)
         await own.take_in()
         assert "durable=False" in str((await handle.results())[0].error)
+
+
+@looped
+async def test_unreadable_messages_are_put_aside(here: Place) -> None:
+    """An operator finds them, with the digest, where those of workers are."""
+    async with forwarder(here, edge()) as own:
+        for junk in (b"junk", b"[1]", b'{"body": "AAAA"}'):
+            await own.intake.take(junk)
+        noted = await own.programs.refused_messages()
+        assert {(one.queue, one.bytes) for one in noted} >= {("edge", 4), ("edge", 3), ("edge", 16)}
+        assert hashlib.sha256(b"junk").hexdigest() in {one.sha256 for one in noted}
 
 
 @looped
