@@ -18,9 +18,8 @@ NAMES = sorted(
     path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 
-#: The benchmarks whose smallest run takes less than ten seconds, and the two that most changes touch; the others are
-#: for `make test-benchmarks`.
-SHORT = ("bulk", "import_time", "interactive", "resume", "store")
+#: The benchmarks whose smallest run takes less than half a minute; the others are for `make test-benchmarks`.
+SHORT = ("bulk", "import_time", "resume", "store")
 
 #: Benchmarks that measure something else with an option.
 WITH_OPTIONS = ("interactive --fast",)

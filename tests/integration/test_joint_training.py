@@ -185,12 +185,14 @@ def stopped_at(step: int, work: Work, process: Process) -> None:
             return
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("name", ["none", "accumulated", "slow link", "layers", "halfway"])
 def test_two_processes_come_to_what_one_comes_to(name: str, alone: Work, together: Mapping[str, Path]) -> None:
     """Each has half of every step's rows, or half of every layer."""
     assert furthest(last(alone.out), last(together[name]))[0] < TOLERANCE
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_split_comes_to_what_one_process_comes_to(split: str, shared: Work, together: Mapping[str, Path]) -> None:
     """Of a recipe's tasks with heads of their own and of transformers, in fp32 and without dropout."""
@@ -199,6 +201,7 @@ def test_every_split_comes_to_what_one_process_comes_to(split: str, shared: Work
     assert lines.accuracies == pytest.approx(others.accuracies, abs=1e-3)
 
 
+@pytest.mark.training
 def test_one_process_goes_on_from_the_stages_of_two(shared: Work, together: Mapping[str, Path]) -> None:
     """Each stage has written its own layers, and their averages."""
     lines = trainer.train(Process(), replace(shared, out=together["first half"]))
@@ -206,6 +209,7 @@ def test_one_process_goes_on_from_the_stages_of_two(shared: Work, together: Mapp
     assert furthest(last(shared.out), last(together["first half"]))[0] < TOLERANCE
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("split", ["rows", "states"])
 def test_a_process_decodes_only_its_rows(split: str, shared: Work, together: Mapping[str, Path]) -> None:
     """The steps are one epoch: each of two processes decodes half of it."""
@@ -267,6 +271,7 @@ def test_torchrun_says_who_is_who(alone: Work, tmp_path: Path, monkeypatch: pyte
     assert furthest(last(alone.out), last(tmp_path))[0] < TOLERANCE
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(("name", "most_share"), [("fp16", 0.5), ("bf16", 0.5), ("powersgd", 0.4), ("topk", 0.03)])
 def test_compressed_gradients_are_fewer_bytes_and_teach(
     name: str, most_share: float, together: Mapping[str, Path]
