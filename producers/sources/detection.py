@@ -6,11 +6,13 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
+from producers.sources.columns import INPUT_COLUMNS, KEY_COLUMNS
 from producers.sources.lines import BYTE_ORDER_MARKS
 from producers.wire.errors import InvalidInput
 
@@ -69,6 +71,16 @@ _DOCUMENTS = {
     (b"<?xml",): ("is an XML document", "convert it to CSV or JSON lines"),
     (b"{\\rtf",): ("is a document in RTF", "save it as plain text"),
 }
+
+#: The beginning of a JSON object, or of a list of objects.
+_JSON = re.compile(r'(?:\[\s*)?\{\s*"[^"\n]{1,200}"\s*:')
+
+#: The separators of tables that are found in plain text, with the format that reads them.
+_TEXT_SEPARATORS = {",": "csv", ";": "csv", "|": "csv", "\t": "tsv"}
+
+#: A column's name, and the names that a column of inputs or keys usually has.
+_HEADING = re.compile(r"[\w .()/-]{1,60}")
+_USUAL = {name for names in INPUT_COLUMNS.values() for name in names}.union(KEY_COLUMNS)
 
 #: The bytes that tell a format; a tar archive's are at 257.
 HEAD_BYTES = 512
@@ -162,6 +174,8 @@ def format_by(head: bytes, suffix: str, name: str, known: str, given: str | None
         _check_magic(head, name)
     if format_ is None:
         raise InvalidInput(name, f"has the unknown suffix {suffix}", f"name its format with --format: {known}")
+    if format_ == "text" and given is None:
+        _check_text(head, name)
     return format_
 
 
@@ -191,6 +205,19 @@ def check_rows(head: bytes, name: str, given: str | None = None) -> None:
             raise InvalidInput(name, f"is {encoding}", f"convert the file: iconv -f {encoding} -t UTF-8")
     if b"\0" in head and given is None:
         raise InvalidInput(name, "is not text", "check that it is the right file")
+
+
+def _check_text(head: bytes, name: str) -> None:
+    """Raise InvalidInput if what only its name calls plain text begins as JSON or as a table with a usual column."""
+    begins = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
+    first = begins.partition("\n")[0].strip()
+    if first in ("[", "{") or _JSON.match(begins):
+        raise InvalidInput(name, "looks like JSON, not like plain text", "add --format jsonl, or --format text")
+    for separator, format_ in _TEXT_SEPARATORS.items():
+        cells = [cell.strip('"') for cell in first.split(separator)]
+        if len(cells) > 1 and _USUAL.intersection(cells) and all(map(_HEADING.fullmatch, cells)):
+            problem = f"looks like a table with the columns {', '.join(cells)}, not like plain text"
+            raise InvalidInput(name, problem, f"add --format {format_}, or --format text")
 
 
 def _check_magic(head: bytes, name: str) -> None:

@@ -263,8 +263,10 @@ class Source:
                     yield Record(place, origin, row, error=error)
                     continue
                 named = None if choice.key is None else row[choice.key]
+                if isinstance(named, dict | list):
+                    named = None if self.key_column is None else ""  # which is no id
                 if self.key_column is not None and named in (None, ""):
-                    yield Record(place, origin, row, error=_no_id(self.key_column, origin))
+                    yield Record(place, origin, row, error=_no_id(self.key_column, row, origin))
                     continue
                 key = str(named) if named is not None else origin if many else str(number)
                 yield Record(place, origin, row, key, value)
@@ -327,8 +329,10 @@ def _check_header(header: str, name: str) -> None:
         raise InvalidInput(f"{name}:1", f"has a single column, {header[:60]!r}, which looks like a comment", remedy)
 
 
-def _no_id(column: str, origin: str) -> InvalidInput:
-    return InvalidInput(origin, f"has no id in the column {column!r}", "give each row an id, or leave --id-column out")
+def _no_id(column: str, row: Mapping[str, Any], origin: str) -> InvalidInput:
+    nested = isinstance(row[column], dict | list)
+    problem = f"has {'an object or a list' if nested else 'no id'} in the column {column!r}"
+    return InvalidInput(origin, problem, "give each row an id, or leave --id-column out")
 
 
 def told_left_out(left_out: Counter[str]) -> str:

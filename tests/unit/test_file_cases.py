@@ -109,6 +109,14 @@ def test_a_device_is_not_read() -> None:
             "is compressed twice; unpack it once",
         ),
         ("a.jsonl", '\n{\n "text": "one"\n}\n', "a.jsonl:2: is neither a JSON list nor JSON Lines; write each item"),
+        *((name, '{"text": "one"}\n', "looks like JSON, not like plain text; add") for name in ("a", "a.txt", "a.log")),
+        ("a.txt", '\ufeff[\n {"text": "one"}\n]\n', "looks like JSON, not like plain text"),
+        ("part-0", "id,text\n1,one\n", "looks like a table with the columns id, text, not like plain text; add"),
+        (
+            "a.txt",
+            '"id"\t"text"\n1\tone\n',
+            "columns id, text, not like plain text; add --format tsv, or --format text",
+        ),
         ("a.json", '[{"text": "one"},', "is not JSON: Input data was truncated; check that the list is complete"),
         ("a.json", '[{"text": "one", "text": "two"}]', "has an object with the field 'text' twice"),
     ],
@@ -132,6 +140,12 @@ def test_neighbours_that_are_refused(tmp_path: Path, name: str, content: str | b
         ("a.jsonl", '[\n{"text": "one"},\n{"text": "two"}\n]\n', [("1", "one"), ("2", "two")]),
         ("a.jsonl", '[{"text": "one"}]\n', [("1", "one")]),
         ("a.json", " " * 100 + '["one"]', [("1", "one")]),
+        ("a.jsonl", '{"id": {"$oid": "5f"}, "text": "one"}\n', [("1", "one")]),
+        (
+            "a.txt",
+            "{braces}\n[Music]\ntext, or content\n",
+            [("1", "{braces}"), ("2", "[Music]"), ("3", "text, or content")],
+        ),
     ],
 )
 def test_neighbours_that_are_read(tmp_path: Path, name: str, content: str, expected: list[Any]) -> None:
@@ -162,6 +176,16 @@ def test_a_row_without_the_id_that_was_asked_for_costs_itself(tmp_path: Path) ->
     found = pairs(read(tmp_path / "a.csv", "sku,text\n,one\n2,two\n", key_column="sku"))
     assert "a.csv:2: has no id in the column 'sku'; give each row an id" in str(found[0][1])
     assert found[1] == ("2", "two")
+
+
+def test_an_object_is_no_id(tmp_path: Path) -> None:
+    ((_, error),) = pairs(read(tmp_path / "a.jsonl", '{"_id": {"$oid": "5f"}, "text": "one"}\n', key_column="_id"))
+    assert "a.jsonl:1: has an object or a list in the column '_id'; give each row an id" in str(error)
+
+
+@pytest.mark.parametrize("content", ['{"text": "one"}\n', "id,text\n1,one\n"])
+def test_what_looks_like_no_text_is_read_as_told(tmp_path: Path, content: str) -> None:
+    assert [text for _, text in pairs(read(tmp_path / "a.txt", content, format="text"))] == content.splitlines()
 
 
 def test_a_column_that_comes_twice_is_refused(tmp_path: Path) -> None:
