@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -42,6 +44,11 @@ def test_the_device_process_leaves_its_cpu_to_whoever_wakes_up(fleet: LocalFleet
     assert worker is not None
     mine, its = psutil.Process(worker.pid).nice(), device_process(worker.pid).nice()
     assert its == min(mine + 10, 19), "19 is the most that there is"
+    if sys.platform != "linux":
+        return  # where threads have no ranks of their own
+    threads = device_process(worker.pid).threads()
+    ranks = Counter(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in threads)
+    assert ranks == {its: len(threads) - 1, mine: 1}, "all but the thread that reads frames"
 
 
 def test_cancelled_work_of_a_model_that_nobody_serves_ends(fleet: LocalFleet) -> None:
