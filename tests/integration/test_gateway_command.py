@@ -74,6 +74,7 @@ def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
     assert f"{origin!r} is not an origin; write scheme and host alone" in refused.stderr
 
 
+@pytest.mark.long
 def test_it_serves_until_it_is_told_to_stop() -> None:
     """And ends well then. The health checks have a port of their own, and nothing else is there."""
     port, health = free_port(), f"http://127.0.0.1:{free_port()}"
