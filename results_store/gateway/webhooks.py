@@ -6,7 +6,9 @@ two gateways from telling the same end at once; an end whose teller died is told
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from sqlalchemy import ColumnElement, and_, case, or_, select, true, update
 
@@ -30,6 +32,7 @@ class Webhook:
 
     job: str
     url: str
+    host: str
     next_at: float | None
     attempts: int
     attempted_at: float | None
@@ -40,10 +43,11 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueWebhook:
-    """An end to tell: the finished job, the address, and the number of attempts before this one."""
+    """An end to tell: the finished job, the address with its host, and the number of attempts before this one."""
 
     job: JobStatus
     url: str
+    host: str
     attempts: int
 
 
@@ -55,11 +59,12 @@ class Webhooks:
 
     def add(self, job: str, url: str) -> None:
         """Add the webhook of a job, whose submission is complete. A later address replaces the earlier one."""
+        address = {"url": text(url), "host": text(urlsplit(url).hostname)}
         with self._database.write(Weight.ACCEPTED) as connection:
-            row = {"job": job, "url": text(url), "next_at": 0.0}
+            row = {"job": job, "next_at": 0.0, **address}
             connection.execute(insert_new(connection, webhooks), [row])
             again = case((_ended_at_told(), webhooks.c.next_at), else_=0.0)
-            connection.execute(update(webhooks).where(webhooks.c.job == job).values(url=text(url), next_at=again))
+            connection.execute(update(webhooks).where(webhooks.c.job == job).values(address | {"next_at": again}))
 
     def find(self, job: str) -> Webhook | None:
         """Return the webhook of a job, if it has one."""
@@ -67,12 +72,15 @@ class Webhooks:
             row = connection.execute(select(webhooks).where(webhooks.c.job == job)).mappings().one_or_none()
         return None if row is None else Webhook(**row)
 
-    def take(self, limit: int, lease_s: float) -> list[DueWebhook]:
-        """Return up to `limit` ends that are due, and keep others from telling them for `lease_s`."""
+    def take(self, limit: int, lease_s: float, beside: Collection[str] = ()) -> list[DueWebhook]:
+        """Return up to `limit` ends that are due, and keep others from telling them for `lease_s`.
+
+        Those of the hosts in `beside` are left.
+        """
         due = (
             select(webhooks.c.job)
             .join(jobs, jobs.c.id == webhooks.c.job)
-            .where(OPEN_WEBHOOK, webhooks.c.next_at <= clock(), _untold())
+            .where(OPEN_WEBHOOK, webhooks.c.next_at <= clock(), _untold(), webhooks.c.host.not_in(beside))
             .order_by(webhooks.c.next_at)
             .limit(limit)
         )
@@ -87,12 +95,13 @@ class Webhooks:
                 .where(mine)
                 .values(next_at=clock() + lease_s, attempts=webhooks.c.attempts + 1, attempted_at=clock())
             )
-            own = [webhooks.c.url.label("_url"), webhooks.c.attempts.label("_attempts")]
+            own = [webhooks.c[name].label(f"_{name}") for name in ("url", "host", "attempts")]
             rows = connection.execute(select(jobs, *own).join(webhooks, webhooks.c.job == jobs.c.id).where(mine))
             return [
                 DueWebhook(
                     job=job_status({name: row[name] for name in jobs.c.keys()}),  # noqa: SIM118 - of columns
                     url=row["_url"],
+                    host=row["_host"],
                     attempts=row["_attempts"] - 1,
                 )
                 for row in rows.mappings()

@@ -303,13 +303,14 @@ celery_chord_parts = Table(
     Column("result", Text, nullable=False),
 )
 
-# Whom to tell that a job has finished: not before `next_at`, which is null once there is nothing more to tell. `told` is
-# the `finished_at` that was told or given up, so that a job which opens again is told again.
+# Whom to tell that a job has finished: not before `next_at`, which is null once there is nothing more to tell. `told`
+# is the `finished_at` that was told or given up, so that a job which opens again is told again.
 webhooks = Table(
     "webhooks",
     metadata,
     Column("job", Text, primary_key=True),
     Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False),
     Column("next_at", Double),
     Column("attempts", BigInteger, nullable=False, server_default="0"),
     Column("attempted_at", Double),

@@ -36,7 +36,7 @@ class Duty(ABC):
     async def look(self) -> None:
         """Do what is to do now, or begin to."""
 
-    async def begin(self) -> None:
+    async def begin(self) -> None:  # noqa: B027 - most have nothing to prepare
         """Prepare, before the first look."""
 
     def under_way(self) -> list[asyncio.Task[None]]:

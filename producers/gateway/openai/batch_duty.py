@@ -26,7 +26,7 @@ ABANDONED_S = 24 * 3600.0
 
 
 class BatchDuty(Duty):
-    """Advance open batches, in the gateway's event loop. It is woken for a batch that is new, cancelled, or finished."""
+    """Advances open batches. It is woken for a batch that is new, cancelled, or finished."""
 
     def __init__(self, gateway: Gateway) -> None:
         super().__init__("batches", gateway.settings.batch_look_s)

@@ -14,6 +14,7 @@ def upgrade() -> None:
         "webhooks",
         sa.Column("job", sa.Text, primary_key=True),
         sa.Column("url", sa.Text, nullable=False),
+        sa.Column("host", sa.Text, nullable=False),
         sa.Column("next_at", sa.Double),
         sa.Column("attempts", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("attempted_at", sa.Double),
