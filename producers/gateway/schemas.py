@@ -34,7 +34,7 @@ Webhook = Annotated[
     str | None,
     Field(
         max_length=2000,
-        description="Where to POST that the job has finished, as Standard Webhooks do; see docs/webhooks.md.",
+        description="Where to POST that the job has finished, as Standard Webhooks do; see docs/gateway.md.",
         examples=["https://app.example/hooks/argosy"],
     ),
 ]

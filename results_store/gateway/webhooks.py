@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from sqlalchemy import ColumnElement, and_, case, or_, select, true, update
+from sqlalchemy import ColumnElement, RowMapping, and_, case, or_, select, true, update
 
 from results_store.records import JobStatus
 from results_store.sql.columns import clock, text
@@ -95,17 +95,9 @@ class Webhooks:
                 .where(mine)
                 .values(next_at=clock() + lease_s, attempts=webhooks.c.attempts + 1, attempted_at=clock())
             )
-            own = [webhooks.c[name].label(f"_{name}") for name in ("url", "host", "attempts")]
-            rows = connection.execute(select(jobs, *own).join(webhooks, webhooks.c.job == jobs.c.id).where(mine))
-            return [
-                DueWebhook(
-                    job=job_status({name: row[name] for name in jobs.c.keys()}),  # noqa: SIM118 - of columns
-                    url=row["_url"],
-                    host=row["_host"],
-                    attempts=row["_attempts"] - 1,
-                )
-                for row in rows.mappings()
-            ]
+            own = {row["job"]: row for row in connection.execute(select(webhooks).where(mine)).mappings()}
+            ended = connection.execute(select(jobs).where(jobs.c.id.in_(found))).mappings()
+            return [_due(job_status(row), own[row["id"]]) for row in ended]
 
     def told(self, due: DueWebhook, status: int) -> None:
         """Note that an end was told. A job that has opened again since keeps its webhook open."""
@@ -126,6 +118,10 @@ class Webhooks:
         with self._database.write(Weight.ACCEPTED) as connection:
             connection.execute(mine.values(values | {"told": due.job.finished_at}))
             connection.execute(mine.where(_ended_at_told()).values(next_at=None))
+
+
+def _due(job: JobStatus, row: RowMapping) -> DueWebhook:
+    return DueWebhook(job=job, url=row["url"], host=row["host"], attempts=row["attempts"] - 1)
 
 
 def _untold() -> ColumnElement[bool]:

@@ -25,14 +25,14 @@ FIELD = "webhook"
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class SignedMessage:
     """A message to send. Its headers have the id, which is the same in each attempt, the time and the signatures."""
 
     headers: dict[str, str]
     body: bytes
 
 
-def message_of(due: DueWebhook, view: dict[str, Any], secrets: Sequence[str]) -> Message:
+def message_of(due: DueWebhook, view: dict[str, Any], secrets: Sequence[str]) -> SignedMessage:
     """Return the message that a job has finished, signed with each of the secrets."""
     ended = due.job.finished_at or 0.0
     id_ = f"msg_{due.job.id}_{int(ended * 1e6)}"
@@ -41,7 +41,7 @@ def message_of(due: DueWebhook, view: dict[str, Any], secrets: Sequence[str]) ->
     body = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
     signed = f"{id_}.{at}.".encode() + body
     signatures = [base64.b64encode(hmac.digest(key_of(secret), signed, hashlib.sha256)).decode() for secret in secrets]
-    return Message(
+    return SignedMessage(
         {
             "Content-Type": "application/json",
             "User-Agent": "argosy",

@@ -114,7 +114,7 @@ async def newest(
     return Json({"jobs": [job_view(job) for job in page], "next": after})
 
 
-@router.get("/{job}", responses=answer_of(api_answers.JOB))
+@router.get("/{job}", responses=answer_of(api_answers.ONE_JOB))
 async def status(job: str, gateway: Here, caller: Who) -> Response:
     """Return a job with its progress, and with its webhook, if it has one."""
     found = await gateway.job(job, caller)
