@@ -182,7 +182,7 @@ def test_a_job_that_ends_again_is_told_again(served: Served, caller: httpx.Clien
 def test_a_cancelled_job_is_told_and_a_purged_one_is_not(
     served: Served, caller: httpx.Client, receiver: Receiver
 ) -> None:
-    job = submitted(caller, receiver.url, ["sleep 0.05"] * 400, ttl_s=60)
+    job = submitted(caller, receiver.url, ["sleep 1"] * 600, ttl_s=60)
     caller.post(f"/api/jobs/{job}/cancel")
     until(state_is(caller, job, "delivered"))
     with Store(served.store_url) as store:
