@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from producers.client.async_client import AsyncClient
 from producers.gateway import openai, problems
+from producers.gateway.duties.webhook_duty import WebhookDuty
 from producers.gateway.gateway import Gateway
 from producers.gateway.guard import REQUEST_ID, Guard
 from producers.gateway.openai import embeddings
@@ -46,8 +47,8 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
         async with connect() as client:
             gateway = Gateway(settings, client, detokenizer)
             app.state.gateway = gateway
-            async with BatchDuty(gateway) as batches:
-                app.state.batches = batches
+            async with BatchDuty(gateway) as batches, WebhookDuty(gateway) as webhooks:
+                app.state.batches, app.state.webhooks = batches, webhooks
                 yield
 
     tokenizer = settings.embedding_tokenizer

@@ -73,6 +73,14 @@ class Origin(click.ParamType[str]):
     envvar="ARGOSY_GATEWAY_ALLOW_ORIGIN",
     help="Let pages of this site, such as https://app.example, use the API (CORS); * for all. May be repeated.",
 )  # fmt: skip
+@click.option(
+    "--webhook-secret", "webhook_secrets", multiple=True, metavar="SECRET", envvar="ARGOSY_GATEWAY_WEBHOOK_SECRET",
+    help="Sign webhooks with this secret, whsec_ and base64; with several, with each. Better set the variable.",
+)  # fmt: skip
+@click.option(
+    "--webhook-private", is_flag=True, envvar="ARGOSY_GATEWAY_WEBHOOK_PRIVATE",
+    help="Send webhooks to http URLs and to addresses that are not public, too.",
+)  # fmt: skip
 @click.pass_context
 def gateway(
     ctx: click.Context,
@@ -88,6 +96,8 @@ def gateway(
     max_file_mib: float,
     max_items: int,
     rate_per_s: float,
+    webhook_secrets: tuple[str, ...],
+    webhook_private: bool,
 ) -> None:
     """Serve the fleet over HTTP until Ctrl-C: REST, server-sent events, and OpenAI's endpoints.
 
@@ -104,6 +114,7 @@ def gateway(
 
     try:
         from producers.gateway.browsers import name_of
+        from producers.gateway.duties.webhook_message import key_of
         from producers.gateway.server import serve
         from producers.gateway.settings import GatewaySettings
     except ImportError as error:
@@ -117,7 +128,11 @@ def gateway(
         allowed_hosts=tuple(name_of(name) for name in allowed_hosts),
         allowed_origins=allowed_origins,
         embedding_tokenizer=embedding_tokenizer,
+        webhook_secrets=webhook_secrets,
+        webhook_private=webhook_private,
     )
+    for secret in webhook_secrets:
+        key_of(secret)
     serve(settings, host, port, health_port)
 
 

@@ -30,6 +30,15 @@ MOST_OPENED = 3_000_000
 #: A text that the store is queried for. Control characters are excluded because PostgreSQL cannot store them.
 Word = Annotated[str, Field(pattern=r"^[\w.:+@ -]*$", max_length=200)]
 
+Webhook = Annotated[
+    str | None,
+    Field(
+        max_length=2000,
+        description="Where to POST that the job has finished, as Standard Webhooks do; see docs/gateway.md.",
+        examples=["https://app.example/hooks/argosy"],
+    ),
+]
+
 PriorityName = Literal["interactive", "standard", "bulk"]
 
 #: The largest number that both databases hold.
@@ -128,6 +137,7 @@ class SubmissionOptions(Asked):
     )
     ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT, description="Purge the job so many seconds after its end.")
     on_error: Literal["stop", "skip"] = Field("stop", description="On an invalid input, stop or skip it.")
+    webhook: Webhook = None
 
 
 class NewJobBody(SubmissionOptions):
@@ -157,6 +167,7 @@ class LinesOptions(Body):
     idempotency_key: str | None = Field(None, min_length=1, max_length=500)
     ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT)
     on_error: Literal["stop", "skip"] = "stop"
+    webhook: Webhook = None
 
     def options(self) -> SubmissionOptions:
         """Return the options as the options of any job. Raises InvalidInput."""

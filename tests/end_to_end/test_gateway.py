@@ -473,7 +473,7 @@ def test_the_task_that_advances_batches_outlives_everything(
             looks.append("look")
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(duty, "_look", look)
+        monkeypatch.setattr(duty, "look", look)
         until(lambda: len(looks) > 1)
         first = duty._task
         assert first is not None
@@ -482,8 +482,8 @@ def test_the_task_that_advances_batches_outlives_everything(
         seen = len(looks)
         until(lambda: len(looks) > seen)
         assert client.get("/readyz").status_code == 200
-        monkeypatch.setattr(duty, "_look", asyncio.Event().wait)
-        monkeypatch.setattr("producers.gateway.openai.batch_duty.LOOK_LIMIT_S", 0.0)
+        monkeypatch.setattr(duty, "look", asyncio.Event().wait)
+        monkeypatch.setattr("producers.gateway.duties.duty.LOOK_LIMIT_S", 0.0)
         refused = until(lambda: (found := client.get("/readyz")).status_code == 503 and found)
         assert "made no progress" in refused.json()["detail"]
 
