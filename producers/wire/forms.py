@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -103,6 +102,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
+
+
+def seconds(value: object) -> float | None:
+    """Return a number of seconds, or None if the value is no number. A number over the range of floats is infinite."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # of Python's integers and fractions, which have no bound
+        return math.inf if value > 0 else -math.inf
 
 
 def check_text(value: object, limits: Limits, field: str) -> str:
@@ -233,7 +242,8 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
 
 def _check_json(value: object, limits: Limits, field: str) -> Input:
     """Return JSON of any form. Arrays are converted with their `tolist`."""
-    given = _as_json(value.value if isinstance(value, JsonInput) else value)
+    given = value.value if isinstance(value, JsonInput) else value
+    given = given.tolist() if hasattr(given, "tolist") else given
     try:
         for place, problem in json_schema.not_json(given):
             raise InvalidInput(json_schema.within(field, place), problem, "give it JSON")
@@ -245,20 +255,6 @@ def _check_json(value: object, limits: Limits, field: str) -> Input:
     if size > limits.max_text_chars:
         raise InputTooLarge(field, f"has {size:,} bytes, over {limits.max_text_chars:,}", "send it in parts")
     return JsonInput(msgspec.to_builtins(given))
-
-
-def _as_json(value: object) -> object:
-    """Return JSON as it was given: the gateway reads some objects as files, before it knows the task's form."""
-    match value:
-        case InlineBytes(data):
-            return {"bytes": base64.b64encode(data).decode()}
-        case PathInput(path):
-            return {"path": path}
-        case UrlInput(url):
-            return {"url": url}
-        case {"text": text, "image": image, **others} if not others:
-            return {"text": text, "image": _as_json(image)}
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _check_series(value: object, limits: Limits, field: str) -> Input:

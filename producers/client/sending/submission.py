@@ -15,7 +15,7 @@ from producers.client.request import NewItem, Request
 from producers.client.sending.fingerprint import Fingerprint, request_difference
 from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict, KeyOfCancelledJob
-from producers.wire.forms import plain
+from producers.wire.forms import plain, seconds
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
 from results_store.records import FoundJob, NewJob
@@ -35,6 +35,8 @@ def lone_order(
     tenant: str,
 ) -> tuple[Order, PendingResult]:
     """Return the order for one input, in the tenant's stream, and its awaited results. Raises InvalidInput."""
+    if not isinstance(durable, bool):  # no worker could read the envelope
+        raise InvalidInput("durable", f"must be True or False, not {durable!r:.80}")
     item = request.item(0, NewItem(input, key), field="input")
     stream = link.stream(tenant)
     # numbered after the check: a refused input leaves no gap
@@ -171,15 +173,17 @@ def new_job(
             raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
-    name, idempotency_key, ttl_s = plain(name), plain(idempotency_key), plain(ttl_s)
-    if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
-        raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
+    lives_s = None if ttl_s is None else seconds(ttl_s)
+    if ttl_s is not None and (lives_s is None or not 0 < lives_s < math.inf):
+        raise InvalidInput(
+            "ttl_s", f"must be a number of seconds over 0, not {ttl_s!r:.80}", "leave it out to keep the job"
+        )
     return NewJob(
         id=new_id(),
         priority=int(priority),
-        name=name,
-        idempotency_key=idempotency_key,
-        ttl_s=ttl_s,
+        name=plain(name),
+        idempotency_key=plain(idempotency_key),
+        ttl_s=lives_s,
         tenant=tenant,
         pipeline=pipeline,
         request=request,
@@ -198,5 +202,9 @@ def check_many(inputs: object, on_error: str, *kinds: type) -> None:
     """Raise InvalidInput if `inputs` is not a series of one of these types, or if `on_error` is unknown."""
     if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, kinds):
         raise InvalidInput("inputs", f"must be a series of inputs, not {type(inputs).__name__}", "put it in a list")
+    if getattr(inputs, "ndim", None) == 2 and hasattr(inputs, "columns"):
+        # iterating over pandas' tables gives the names of the columns
+        remedy = "give it a column, as table['text'], or rows, as table.to_dict('records')"
+        raise InvalidInput("inputs", f"is a table ({type(inputs).__name__}), not a series of inputs", remedy)
     if on_error not in ("raise", "skip"):
         raise InvalidInput("on_error", f"must be 'raise' or 'skip', not {on_error!r}")
