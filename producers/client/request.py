@@ -11,7 +11,7 @@ from typing import Any
 from producers.client.redaction import redacted
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import plain, seconds, sendable
+from producers.wire.forms import as_float, plain, sendable
 from producers.wire.messages import Input, Item, Params, Priority
 
 
@@ -183,7 +183,7 @@ def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str
 def _deadline(deadline_s: object) -> float | None:
     if deadline_s is None:
         return None
-    given = seconds(deadline_s)
+    given = as_float(deadline_s)
     if given is None:
         raise InvalidInput("deadline_s", f"must be a number of seconds, not {type(deadline_s).__name__}")
     if not math.isfinite(given) or given <= 0:

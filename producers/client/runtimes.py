@@ -29,7 +29,7 @@ from typing import Any, TypeAlias, TypeVar
 from producers.client.concurrency_limit import ConcurrencyLimit
 from producers.client.group_commit import Promise, settle
 from producers.wire.errors import ConfigurationError, InvalidInput, Overloaded
-from producers.wire.forms import seconds
+from producers.wire.forms import as_float
 from results_store.loops.loop import TICK_S
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ def timeout_of(timeout_s: object) -> float | None:
     """Return a caller's timeout. Raises InvalidInput, also for NaN, which breaks the order of a loop's timers."""
     if timeout_s is None:
         return None
-    given = seconds(timeout_s)
+    given = as_float(timeout_s)
     if given is None or math.isnan(given):
         raise InvalidInput("timeout_s", f"must be a number of seconds or None, not {timeout_s!r:.80}")
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -104,8 +105,8 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else float(value)
 
 
-def seconds(value: object) -> float | None:
-    """Return a number of seconds, or None if the value is no number. A number over the range of floats is infinite."""
+def as_float(value: object) -> float | None:
+    """Return a number as a float, or None if the value is none. A number over the range of floats is infinite."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:
@@ -152,6 +153,10 @@ def _as_text(value: object, field: str) -> str:
     raise InvalidInput(field, f"must be text, not {type(value).__name__}", remedy)
 
 
+#: The beginning of a URL, also of one that holds the bytes themselves. A single letter may be a drive.
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
+
+
 def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
     """Return a file's bytes as an input, or the path or URL of the file."""
     if isinstance(value, Path):
@@ -167,10 +172,12 @@ def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
         return value
     if isinstance(value, str):
         text = str.__str__(value)
-        value = UrlInput(text) if text.startswith(("http://", "https://")) else PathInput(text)
+        value = UrlInput(text.strip()) if _SCHEME.match(text) else PathInput(text)
     if isinstance(value, PathInput | UrlInput):
         if not (value.path if isinstance(value, PathInput) else value.url):
             raise InvalidInput(field, "is empty", "send bytes, a path or a URL")
+        if isinstance(value, UrlInput) and not value.url.lower().startswith(("http://", "https://")):
+            raise InvalidInput(field, "is no http or https URL", "send the bytes, a path or an https URL")
         return sendable(value, field)
     raise InvalidInput(field, f"must be bytes, a path or a URL, not {type(value).__name__}")
 
@@ -220,9 +227,8 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
     The columns of a list are named by their places: ``"0"``, ``"1"`` ….
     """
     values = value.values if isinstance(value, RowInput) else value
-    listed = values.tolist() if hasattr(values, "tolist") else values
-    if isinstance(listed, list | tuple):
-        values = value = {str(place): one for place, one in enumerate(listed)}
+    if not isinstance(values, Mapping):
+        values = value = _columns_of(values)
     if not isinstance(values, Mapping) or not values:
         raise InvalidInput(field, "must be an object of columns and values", 'for example {"age": 44, "smoker": "no"}')
     if not _PLAIN.issuperset(map(type, (*values, *values.values()))):
@@ -240,13 +246,31 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
     return value if isinstance(value, RowInput) else RowInput(dict(values))
 
 
+def _columns_of(values: Any) -> object:
+    """Return the columns of a row that is no mapping. Rows of pandas and of SQLAlchemy and named tuples name them
+    themselves; those of lists and arrays are the places of their values.
+    """
+    for method in ("_asdict", "to_dict"):
+        named = getattr(values, method, dict)()
+        if any(isinstance(name, str) for name in named):
+            return named
+    names = getattr(getattr(values, "dtype", None), "names", None)  # of a structured array
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(listed, list | tuple):
+        return values
+    return dict(zip(names or map(str, range(len(listed))), listed, strict=True))
+
+
 def _check_json(value: object, limits: Limits, field: str) -> Input:
-    """Return JSON of any form. Arrays are converted with their `tolist`."""
+    """Return JSON of any form. Arrays and numbers of NumPy are converted with their `tolist`."""
     given = value.value if isinstance(value, JsonInput) else value
-    given = given.tolist() if hasattr(given, "tolist") else given
     try:
         for place, problem in json_schema.not_json(given):
             raise InvalidInput(json_schema.within(field, place), problem, "give it JSON")
+        converted: list[object] = []
+        given = msgspec.to_builtins(given, enc_hook=partial(_as_builtin, converted.append))
+        if converted and (fault := next(json_schema.not_json(given), None)):
+            raise InvalidInput(json_schema.within(field, fault[0]), fault[1], "give it JSON")
         size = len(msgspec.json.encode(given))
     except RecursionError as error:
         raise InvalidInput(field, "is nested too deeply", "send a flatter object") from error
@@ -254,7 +278,17 @@ def _check_json(value: object, limits: Limits, field: str) -> Input:
         raise InvalidInput(field, f"is not JSON: {error}", "give texts, numbers, lists and objects") from error
     if size > limits.max_text_chars:
         raise InputTooLarge(field, f"has {size:,} bytes, over {limits.max_text_chars:,}", "send it in parts")
-    return JsonInput(msgspec.to_builtins(given))
+    return JsonInput(given)
+
+
+def _as_builtin(note: Callable[[object], object], value: Any) -> object:
+    """Return a value that msgspec does not know as Python's own. Raises TypeError."""
+    note(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"values of the type {type(value).__name__} have no form there")
 
 
 def _check_series(value: object, limits: Limits, field: str) -> Input:
@@ -295,12 +329,15 @@ def _channel(value: object, field: str) -> tuple[float | None, ...]:
     values = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(values, list | tuple) or not values:
         raise InvalidInput(field, "must be a list of numbers", "of at least one number, with null for missing values")
+    numbers: list[float | None] = []
     for place, one in enumerate(values):
-        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
+        number = one if type(one) is float else as_float(one)
+        if number is None and one is not None:
             raise InvalidInput(f"{field}[{place}]", f"must be a number, not {type(one).__name__}", "or null if missing")
-        if one is not None and math.isinf(one):
-            raise InvalidInput(f"{field}[{place}]", f"is {one}", "give a number, or null if it is missing")
-    return tuple(None if one is None or math.isnan(one) else float(one) for one in values)
+        if number is not None and math.isinf(number):
+            raise InvalidInput(f"{field}[{place}]", f"is {number}", "give a number, or null if it is missing")
+        numbers.append(None if number is None or math.isnan(number) else number)
+    return tuple(numbers)
 
 
 def _check_seed(value: object, limits: Limits, field: str) -> Input:

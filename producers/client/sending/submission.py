@@ -15,7 +15,7 @@ from producers.client.request import NewItem, Request
 from producers.client.sending.fingerprint import Fingerprint, request_difference
 from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict, KeyOfCancelledJob
-from producers.wire.forms import plain, seconds
+from producers.wire.forms import as_float, plain
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
 from results_store.records import FoundJob, NewJob
@@ -173,7 +173,7 @@ def new_job(
             raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
-    lives_s = None if ttl_s is None else seconds(ttl_s)
+    lives_s = None if ttl_s is None else as_float(ttl_s)
     if ttl_s is not None and (lives_s is None or not 0 < lives_s < math.inf):
         raise InvalidInput(
             "ttl_s", f"must be a number of seconds over 0, not {ttl_s!r:.80}", "leave it out to keep the job"
