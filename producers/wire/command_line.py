@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -152,7 +153,7 @@ class CommandLine(click.Group):
 
         A reader of the output that stops early, like ``head``, is no failure.
         """
-        _write_utf8()
+        _prepare_streams()
         try:
             code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
             if sys.stdout is not None:
@@ -179,8 +180,14 @@ class CommandLine(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _write_utf8() -> None:
-    """Write UTF-8 in any locale: a name or a row that the locale's encoding does not have would end the command."""
+def _prepare_streams() -> None:
+    """Write UTF-8 in any locale: a name or a row that the locale's encoding does not have would end the command.
+
+    A stream that the caller has closed is an empty one.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

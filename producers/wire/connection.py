@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -270,7 +270,15 @@ def checked_url(url: str, part: Part, where: str) -> str:
             f"{where}: a sign in the user or the password ends them for readers of URLs; write # as %23, / as %2F, "
             "? as %3F, [ as %5B, @ as %40 and % as %25"
         )
+    if part == "broker" and not _names_database(url):
+        raise ConfigurationError(f"{where}: write the number of Redis' database as the path, as in redis://host:6379/2")
     return url
+
+
+def _names_database(url: str) -> bool:
+    """Return whether clients and workers find the same database in a URL. Some see 0 where others see an error."""
+    parts = urlsplit(url)
+    return re.fullmatch(r"/?\d*", parts.path) is not None and "db" not in parse_qs(parts.query)
 
 
 def _is_cut(url: str) -> bool:

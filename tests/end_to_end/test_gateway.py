@@ -456,6 +456,20 @@ def stream_with(client: httpx.Client, key: str, *, accepted: bool = False) -> bo
     return any(row["key"] == key for page in pages for row in page)
 
 
+def test_a_page_begins_after_an_item_or_after_one_of_its_tasks(ours: httpx.Client) -> None:
+    """With the item alone it began with that item again, for ever."""
+    job = ours.post("/api/jobs", json={"task": ["echo", "shout"], "inputs": ["a", "b"]}).json()["id"]
+    ours.get(f"/api/jobs/{job}/results", params={"follow": True})
+
+    def page(**params: Any) -> list[tuple[int, str]]:
+        rows = ours.get(f"/api/jobs/{job}/page", params=params).json()["results"]
+        return [(row["seq"], row["task"]) for row in rows]
+
+    assert page(limit=1) == [(0, "echo")]
+    assert page(after_seq=0) == [(1, "echo"), (1, "shout")]
+    assert page(after_seq=0, after_task="echo", limit=2) == [(0, "shout"), (1, "echo")]
+
+
 def test_a_gateway_without_a_broker_says_so(shared_fleet: LocalFleet) -> None:
     """It lives, is not ready, and tells callers when to come again."""
     nowhere = f"redis://127.0.0.1:{free_port()}/0"

@@ -454,6 +454,17 @@ def test_any_text_is_written_in_any_locale(tmp_path: Path, stand_in: StandIn, co
     assert ("日本" if "status" in command else "я") in out.stdout.decode("utf-8")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_empty_ones(tmp_path: Path, stand_in: StandIn, closed: str) -> None:
+    """Daemons and schedulers start programs so."""
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    stand_in.work(1)
+    for words in (f"results {job}", f"submit {tmp_path / 'a.txt'} -t topic", "purge --older-than 1w"):
+        script = f"{sys.executable} -m producers.commands.main {words} {closed}"
+        assert subprocess.run(["bash", "-c", script], capture_output=True, check=False).returncode == 0
+
+
 def test_ctrl_c_while_watching_says_that_the_job_goes_on(tmp_path: Path) -> None:
     """Stopping to look does not stop the work, and no traceback says otherwise."""
     (tmp_path / "a.txt").write_text("good\n")

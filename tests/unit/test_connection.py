@@ -15,6 +15,7 @@ import pytest
 from producers.wire.connection import Connection, home, masked, with_password
 from producers.wire.errors import ConfigurationError
 from producers.wire.publisher import connect
+from workers.consumer.app import create_app
 
 BROKER = "redis://localhost:6379/0"
 STORE = "sqlite:////tmp/store.db"
@@ -205,6 +206,22 @@ def test_a_mistake_in_the_fleets_file_is_named(tmp_path: Path, text: str, messag
     found = Connection(environment={"ARGOSY_FLEET": str(fleet)})
     with pytest.raises(ConfigurationError, match=f"fleet.toml: {message}"):
         _ = found.catalogue, found.admission, found.blobs
+
+
+@pytest.mark.parametrize("url", ["redis://host/main", "redis://host/1/", "redis://host?db=1", "redis://host/?db=1"])
+def test_clients_and_workers_read_the_same_database(url: str) -> None:
+    """Of these, clients take 0 or 1, and workers none."""
+    with pytest.raises(ConfigurationError, match="write the number of Redis' database as the path"):
+        _ = Connection(url, STORE, {}).broker_url
+    for right in ("redis://host", "redis://host/", "redis://host/2", "rediss://host/2?ssl_ca_certs=/ca.pem"):
+        assert Connection(right, STORE, {}).broker_url == right
+
+
+def test_an_option_that_redis_does_not_know_is_named_before_it_connects() -> None:
+    with pytest.raises(ConfigurationError, match=r"'redis://host\?nope=1' is not a Redis URL"):
+        connect("redis://host?nope=1")
+    with pytest.raises(ConfigurationError, match="the option 'socket_timeout', which workers do not know"):
+        create_app("redis://host?socket_timeout=5", [], concurrency=1)
 
 
 @pytest.mark.parametrize("sign", ["#", "/", "?", "["])
