@@ -461,7 +461,7 @@ def test_a_page_begins_after_an_item_or_after_one_of_its_tasks(ours: httpx.Clien
     job = ours.post("/api/jobs", json={"task": ["echo", "shout"], "inputs": ["a", "b"]}).json()["id"]
     ours.get(f"/api/jobs/{job}/results", params={"follow": True})
 
-    def page(**params: Any) -> list[tuple[int, str]]:
+    def page(**params: str | int) -> list[tuple[int, str]]:
         rows = ours.get(f"/api/jobs/{job}/page", params=params).json()["results"]
         return [(row["seq"], row["task"]) for row in rows]
 

@@ -443,7 +443,7 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, stand_in: StandIn
             assert json.loads(out.stdout)["seq"] == 0
 
 
-@pytest.mark.parametrize("command", ["status", "status --json", "results {}", "results {} --format csv"])
+@pytest.mark.parametrize("command", ["status", "results {}"])
 def test_any_text_is_written_in_any_locale(tmp_path: Path, stand_in: StandIn, command: str) -> None:
     """As under cron, or over an ssh that hands no locale on: UTF-8, whatever the locale can write."""
     (tmp_path / "a.csv").write_text("id,text\nя,good\n", encoding="utf-8")
@@ -454,15 +454,14 @@ def test_any_text_is_written_in_any_locale(tmp_path: Path, stand_in: StandIn, co
     assert ("日本" if "status" in command else "я") in out.stdout.decode("utf-8")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_empty_ones(tmp_path: Path, stand_in: StandIn, closed: str) -> None:
+def test_closed_streams_are_empty_ones(tmp_path: Path, stand_in: StandIn) -> None:
     """Daemons and schedulers start programs so."""
     (tmp_path / "a.txt").write_text("good\n")
     job = submitted(tmp_path / "a.txt", "-t", "topic")
-    stand_in.work(1)
-    for words in (f"results {job}", f"submit {tmp_path / 'a.txt'} -t topic", "purge --older-than 1w"):
-        script = f"{sys.executable} -m producers.commands.main {words} {closed}"
-        assert subprocess.run(["bash", "-c", script], capture_output=True, check=False).returncode == 0
+    for words, code in ((f"results {job}", 0), ("submit - -t topic", 1)):
+        script = f"{sys.executable} -m producers.commands.main {words} <&- >&- 2>{tmp_path}/said"
+        assert subprocess.run(["bash", "-c", script], check=False).returncode == code
+        assert "Traceback" not in (tmp_path / "said").read_text()
 
 
 def test_ctrl_c_while_watching_says_that_the_job_goes_on(tmp_path: Path) -> None:

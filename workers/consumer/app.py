@@ -58,9 +58,7 @@ def create_app(
 def _check_options(broker_url: str) -> None:
     for name in parse_qs(urlsplit(broker_url).query):
         if not name.startswith("ssl_"):
-            raise ConfigurationError(
-                f"the broker's URL has the option {name!r}, which workers do not know; take it out"
-            )
+            raise ConfigurationError(f"broker: its URL has the option {name!r}, which workers do not know; take it out")
 
 
 def _showing(node: Node) -> type[bootsteps.StartStopStep]:
