@@ -168,6 +168,14 @@ def test_a_time_to_live_that_is_no_number_of_seconds_is_refused(ttl_s: Any) -> N
         new_job(Priority.BULK, None, ttl_s=ttl_s)
 
 
+@pytest.mark.parametrize("field", ["name", "idempotency_key"])
+def test_a_name_has_a_bound(field: str) -> None:
+    """A name of a megabyte would be in every list of jobs; PostgreSQL indexes no such key."""
+    assert new_job(Priority.BULK, **{"name": None, field: "x" * 500})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=f"^{field}: has 501 characters, over 500"):
+        new_job(Priority.BULK, **{"name": None, field: "x" * 501})  # type: ignore[arg-type]
+
+
 def test_a_wait_may_be_of_any_length_but_not_of_none() -> None:
     """NaN would break the order of an event loop's timers, those of others too."""
     assert [timeout_of(given) for given in (None, 10**400, -1, np.float32(2))] == [None, float("inf"), -1.0, 2.0]
