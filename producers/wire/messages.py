@@ -281,6 +281,9 @@ class BadItem(msgspec.Struct, frozen=True):
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
+#: The key of JSON objects that kombu reads as values of other types.
+_KOMBUS_TYPE = b'"__type__"'
+
 #: The form of an identifier made by `new_id`, as a regular expression.
 ID = f"[{_CROCKFORD}]{{26}}"
 
@@ -324,10 +327,12 @@ def made_at(id_: str) -> float:
 
 
 def encode(envelope: Envelope) -> tuple[bytes, str]:
-    """Return the envelope's bytes and their content type: MessagePack if it carries inline bytes, else JSON."""
-    if envelope.carries_bytes:
-        return msgspec.msgpack.encode(envelope), MSGPACK
-    return msgspec.json.encode(envelope), JSON
+    """Return the envelope's bytes and their content type: JSON, unless that would not be read as it was written."""
+    if not envelope.carries_bytes:
+        payload = msgspec.json.encode(envelope)
+        if _KOMBUS_TYPE not in payload:
+            return payload, JSON
+    return msgspec.msgpack.encode(envelope), MSGPACK
 
 
 def decode_bytes(payload: bytes, content_type: str) -> dict[str, Any]:
