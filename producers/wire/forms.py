@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -90,7 +91,8 @@ def sendable(value: T, field: str) -> T:
 
 
 def plain(value: Any) -> Any:
-    """Return a value with its subclasses of text and its numbers of NumPy as Python's own, also in lists and mappings.
+    """Return a value with its subclasses of text, its decimals and its numbers of NumPy as Python's own, also in lists and
+    mappings.
 
     Messages carry no other types.
     """
@@ -100,19 +102,21 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     if isinstance(value, str):
         return str.__str__(value)  # `str` of an enum's member would be its name
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return value
-    return int(value) if isinstance(value, Integral) else float(value)
+    return int(value) if isinstance(value, Integral) else as_float(value)
 
 
 def as_float(value: object) -> float | None:
     """Return a number as a float, or None if the value is none. A number over the range of floats is infinite."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return None
     try:
         return float(value)
     except OverflowError:  # of Python's integers and fractions, which have no bound
         return math.inf if value > 0 else -math.inf
+    except ValueError:  # of a decimal that signals that it is no number
+        return math.nan
 
 
 def check_text(value: object, limits: Limits, field: str) -> str:

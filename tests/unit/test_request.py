@@ -158,10 +158,12 @@ def test_numbers_of_numpy_are_numbers() -> None:
     request = check(params={"top_k": np.int64(2)}, deadline_s=np.float32(2))
     assert (request.params, request.deadline_s) == ({"topic": {"top_k": 2}}, 2.0)
     assert new_job(Priority.BULK, None, ttl_s=np.int64(3600)).ttl_s == 3600
+    assert check(deadline_s=Decimal("2.5"), params={"top_k": np.int64(2)}).deadline_s == 2.5
+    assert forms.check("row", {"price": Decimal("1.5")}, forms.Limits(), "input") == RowInput({"price": 1.5})
     assert checked(np.int64(3)) == 3.0
 
 
-@pytest.mark.parametrize("ttl_s", [True, np.True_, 0, float("nan"), 10**400, Fraction(10**400), Decimal(5), "60"])
+@pytest.mark.parametrize("ttl_s", [True, np.True_, 0, float("nan"), Decimal("sNaN"), 10**400, Fraction(10**400), "60"])
 def test_a_time_to_live_that_is_no_number_of_seconds_is_refused(ttl_s: Any) -> None:
     """True would be a second, after which the job with all its results is deleted."""
     with pytest.raises(InvalidInput, match=r"^ttl_s: must be a number of seconds over 0"):
@@ -180,7 +182,7 @@ def test_a_wait_may_be_of_any_length_but_not_of_none() -> None:
     """NaN would break the order of an event loop's timers, those of others too."""
     assert [timeout_of(given) for given in (None, 10**400, -1, np.float32(2))] == [None, float("inf"), -1.0, 2.0]
     assert checked(10**400) == float("inf")
-    for given in (float("nan"), "5", True, Decimal(5)):
+    for given in (float("nan"), "5", True, Decimal("nan")):
         with pytest.raises(InvalidInput, match=r"^timeout_s: must be a number of seconds or None"):
             timeout_of(given)
 
