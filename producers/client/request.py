@@ -11,7 +11,7 @@ from typing import Any
 from producers.client.redaction import redacted
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import as_float, plain, sendable
+from producers.wire.forms import as_float, parameters, plain, sendable
 from producers.wire.messages import Input, Item, Params, Priority
 
 
@@ -176,7 +176,7 @@ def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str
         if not isinstance(values, Mapping):
             raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
         if values:
-            checked[name] = sendable(plain(values), where)
+            checked[name] = parameters(values, where)
     return checked
 
 

@@ -90,9 +90,16 @@ def sendable(value: T, field: str) -> T:
     return value
 
 
+def parameters(values: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Return parameters as an envelope carries them. Raises InvalidInput, also for a number that JSON makes null."""
+    found: dict[str, Any] = plain(values)
+    for place, problem in json_schema.not_json(found):
+        raise InvalidInput(json_schema.within(field, place), problem, "give a finite number, or leave it out")
+    return sendable(found, field)
+
+
 def plain(value: Any) -> Any:
-    """Return a value with its subclasses of text, its decimals and its numbers of NumPy as Python's own, also in lists and
-    mappings.
+    """Return a value with its subclasses of text, decimals and numbers of NumPy as Python's own, also in its parts.
 
     Messages carry no other types.
     """

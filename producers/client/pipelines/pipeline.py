@@ -12,7 +12,7 @@ import msgspec
 from producers.client.request import Request
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import Modality, plain, sendable
+from producers.wire.forms import Modality, parameters
 from producers.wire.messages import MOST_NAME, Priority
 from producers.wire.pipelines.plan import Plan, Step
 from producers.wire.pipelines.selectors import SELECTORS, Selector, checked_options, reads
@@ -93,8 +93,7 @@ def _plain(values: object, field: str) -> dict[str, Any]:
     """Return options or parameters as the job keeps them, so that workers read those that were checked."""
     if not isinstance(values, Mapping):
         raise InvalidInput(field, f"must be a mapping, not {type(values).__name__}")
-    found: dict[str, Any] = sendable(plain(values), field)
-    return found
+    return parameters(values, field)
 
 
 class _Check:
