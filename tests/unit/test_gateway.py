@@ -586,7 +586,6 @@ def test_a_conversation_is_an_item() -> None:
         ({"max_completion_tokens": -1}, "max_completion_tokens"),
         ({"max_tokens": 2**40}, "max_tokens"),
         ({"max_tokens": 4.5}, "max_tokens"),
-        ({"repetition_penalty": float("inf")}, "repetition_penalty"),
         ({"max_tokens": 4, "max_completion_tokens": 4}, "max_tokens"),
         ({"stop": ["a", 1]}, "stop[1]"),
         ({"stop": ""}, "stop"),
