@@ -288,6 +288,7 @@ def test_a_slow_reader_gets_the_newest_state() -> None:
 def test_json_holds_any_text() -> None:
     """Half a surrogate pair came in as JSON, and must not break the answer that quotes it."""
     assert json.loads(encoded({"detail": "no \ud800, but é"})) == {"detail": "no \ufffd, but é"}
+    assert encoded([{"queued_at": float("inf")}, 1.5]) == b'[{"queued_at":null},1.5]'
 
 
 MANY = 1000
