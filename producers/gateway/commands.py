@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 
+#: The first second of the year 9999: earlier versions took an expiry that no calendar has.
+_LAST_DAY = 253_370_764_800
+
 
 class Origin(click.ParamType[str]):
     """The origin of a site, as browsers send it."""
@@ -199,7 +202,7 @@ def remove(name: str) -> None:
 
 def _line(key: ApiKey) -> str:
     def when(at: float) -> str:
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(at, _LAST_DAY)))
 
     expiry = "never expires" if key.expires_at is None else f"expires {when(key.expires_at)}"
     role = "operator" if key.operator else "member"

@@ -76,6 +76,7 @@ def _matches(scheme: str, named: str, allowed: str) -> bool:
     allowed_scheme, _, allowed_name = allowed.rpartition("://")
     if scheme != (allowed_scheme or "https"):
         return False
+    allowed_name = allowed_name.removesuffix(f":{PORTS[scheme]}").rstrip(".")
     return named.endswith(allowed_name[1:]) if allowed_name.startswith("*.") else named == allowed_name
 
 

@@ -52,9 +52,11 @@ async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
     if len(body.inputs) > gateway.settings.max_items:
         raise _too_many(gateway)
 
+    files = await gateway.takes_files(body.task)
+
     def items() -> Iterator[object]:
         for place, value in enumerate(body.inputs):
-            yield _item(value, f"inputs[{place}]")
+            yield _item(value, f"inputs[{place}]", files=files)
 
     job = await _submit(gateway, caller, body, items())
     return await _accepted(job)
@@ -71,6 +73,7 @@ async def submit_lines(
     """
     _check_type(request)
     accepted: list[str] = []
+    files = await gateway.takes_files(options.task)
 
     async def items() -> AsyncIterator[object]:
         count = 0
@@ -80,7 +83,7 @@ async def submit_lines(
                 continue
             if count > gateway.settings.max_items:
                 raise _too_many(gateway)
-            yield _parsed(line, f"line {count}")
+            yield _parsed(line, f"line {count}", files=files)
 
     def noting(id_: str, _: int) -> None:
         accepted[:] = [id_]
@@ -165,22 +168,22 @@ async def _accepted(job: AsyncJob) -> Response:
     return Json(view, 202, {"Location": f"/api/jobs/{job.id}"})
 
 
-def _item(value: object, place: str) -> NewItem | InvalidInput:
+def _item(value: object, place: str, *, files: bool) -> NewItem | InvalidInput:
     """Return an item, or its error for `on_error` to handle."""
     try:
-        return item_of(value, place)
+        return item_of(value, place, files=files)
     except InvalidInput as error:
         return error
 
 
-def _parsed(line: bytes, place: str) -> NewItem | InvalidInput:
+def _parsed(line: bytes, place: str, *, files: bool) -> NewItem | InvalidInput:
     if opened(line) > MOST_OPENED:
         return InputTooLarge(place, f"has over {MOST_OPENED:,} lists and objects", "split the input")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         return InvalidInput(place, f"is not JSON: {error}", "write one JSON value per line")
-    return _item(value, place)
+    return _item(value, place, files=files)
 
 
 async def _lines(request: Request, limit: int) -> AsyncIterator[bytes]:
