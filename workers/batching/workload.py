@@ -19,6 +19,7 @@ from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import AT_ONCE, Need
 from workers.batching.planning.scheduler import Scheduler
 from workers.batching.planning.stage_times import Stages
+from workers.batching.planning.work_seconds import Amount, WorkRates
 from workers.batching.roster import ServedModel
 from workers.batching.work import Entry, Expired
 from workers.models.interface.stepwise import StepwiseModel
@@ -31,6 +32,9 @@ class Workload:
         self._scheduler: Scheduler[Entry] = Scheduler(policy, costs)
         self._joining = JoiningRequests(policy, costs, {key: one.budget for key, one in models.items() if _steps(one)})
         self._suspects = Suspects()
+        self.rates = WorkRates(costs)
+        budgets = {key: self._joining.budget(key) if _steps(one) else one.budget for key, one in models.items()}
+        self.rates.known_before(budgets)
         self._given: Stages[MicroBatch] = Stages()
 
     # --- models ---
@@ -81,6 +85,10 @@ class Workload:
         stepped = [entry for batch in stepping for entry in batch.entries]
         return [*entries, *waiting, *stepped], [batch.id for batch in stepping]
 
+    def take_back(self, which: Callable[[Entry], bool]) -> list[Entry]:
+        """Remove and return the waiting entries for which `which` is true. The device goes on with the others."""
+        return [*self._scheduler.take(which), *self._joining.take_back(which)]
+
     def take_all(self) -> list[Entry]:
         """Remove and return everything: the device gets no more work."""
         running, staged = self._given.lost()
@@ -91,6 +99,18 @@ class Workload:
             *self._joining.take(lambda _: True)[0],
             *(entry for batch in (*running, *staged, *stepping) for entry in batch.entries),
         ]
+
+    def amounts(self) -> list[tuple[str, int, Amount]]:
+        """Return the waiting and stepping work by model and priority, in parts. Safe from any thread."""
+        return [*self._scheduler.amounts(), *self._joining.amounts()]
+
+    def with_room(self) -> set[str]:
+        """The stepwise models of which the device may hold more requests than it has. Safe from any thread."""
+        return self._joining.with_room()
+
+    def busy_s(self, running_s: float) -> float:
+        """Predict the seconds of the batches at the device; the first has run for `running_s`. For any thread."""
+        return self._given.busy_s(running_s)
 
     def needs(self) -> dict[str, Need]:
         """The need of each model with waiting items. Suspects count for no model."""
@@ -184,10 +204,14 @@ class Workload:
         """Learn from a batch that ran."""
         if self._joining.has(batch.model):
             self._joining.ran(batch, ran.forward_s)
-        elif batch.chosen:
-            # rows spared by the cache say nothing about the cost of a batch
-            shape = None if ran.cached_rows else batch.shape
-            self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
+            budget = self._joining.budget(batch.model)
+        else:
+            budget = self._scheduler.budget(batch.model)
+            if batch.chosen:
+                # rows spared by the cache say nothing about the cost of a batch
+                shape = None if ran.cached_rows else batch.shape
+                self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
+        self.rates.ran(batch.model, budget, batch.shape, ran.forward_s, batch.predicted_s, ran.host_s)
 
     def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
         """Handle a failed batch on a living device."""

@@ -64,9 +64,10 @@ class Stages(Generic[B]):
 
     def busy_s(self, running_s: float, *, overtaking: bool = False) -> float:
         """Predict the start of a further batch, in seconds from now; the running batch has run for `running_s`."""
-        if not self._given:
+        given = list(self._given)
+        if not given:
             return 0.0
-        first, *staged = self._given
+        first, *staged = given
         left_s = max(0.0, first.predicted_s - running_s)
         return left_s if overtaking else left_s + sum(given.predicted_s for given in staged)
 
