@@ -153,8 +153,10 @@ class Batcher:
         """Return the waiting and stepping work by model and priority, in parts."""
         return self._feeder.work.amounts()
 
-    def busy_s(self) -> float:
-        """Predict the seconds until the device has done its batches."""
+    def busy_s(self) -> tuple[float, float]:
+        """Predict the seconds until the device has done its batches; also return by how much the running batch is
+        overdue.
+        """
         return self._feeder.busy_s()
 
     def with_room(self) -> set[str]:

@@ -108,9 +108,11 @@ class Feeder:
         while self._ready and (batch := self.work.next(steady_time(), time.monotonic() - self._running_since)):
             self._send(batch)
 
-    def busy_s(self) -> float:
-        """Predict the seconds until the device has done its batches. Safe from any thread."""
-        return self.work.busy_s(time.monotonic() - self._running_since)
+    def busy_s(self) -> tuple[float, float]:
+        """Predict the seconds until the device has done its batches; also return by how much the running batch is
+        overdue. Safe from any thread.
+        """
+        return self.work.ahead_s(time.monotonic() - self._running_since)
 
     def patience_s(self) -> float:
         """The seconds for which the device may stay silent from now on; infinite while no answer is expected."""

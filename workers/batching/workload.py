@@ -108,9 +108,11 @@ class Workload:
         """The stepwise models of which the device may hold more requests than it has. Safe from any thread."""
         return self._joining.with_room()
 
-    def busy_s(self, running_s: float) -> float:
-        """Predict the seconds of the batches at the device; the first has run for `running_s`. For any thread."""
-        return self._given.busy_s(running_s)
+    def ahead_s(self, running_s: float) -> tuple[float, float]:
+        """Return the seconds of the batches at the device, and how much the first, which has run for `running_s`, is
+        overdue. Safe from any thread.
+        """
+        return self._given.ahead_s(running_s)
 
     def needs(self) -> dict[str, Need]:
         """The need of each model with waiting items. Suspects count for no model."""

@@ -15,6 +15,7 @@ from producers.wire.errors import InvalidMessage
 from producers.wire.messages import VERSION, Priority
 from producers.wire.queues import TASK
 from workers.consumer.requests import EnvelopeRequest
+from workers.consumer.unacknowledged import times_returned
 from workers.envelope.gate import EnvelopeInterrupted
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def register(app: Celery, node: Node) -> None:
     def run_envelope(self: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)
         try:
-            return node.run(_completed(_envelope(arguments, named), self.request.id), reply=reply)
+            envelope = _completed(_envelope(arguments, named), self.request.id)
+            return node.run(envelope, reply=reply, returned=times_returned(self.request))
         except EnvelopeInterrupted as interrupted:
-            # a stop by the operator is no failure: the message returns to its queue, for another worker
+            # neither a stop by the operator nor another node's speed is a failure: the message returns to its queue
             raise Reject(str(interrupted), requeue=True) from interrupted
         except InvalidMessage as error:
             _say_once(str(error))

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,22 +24,23 @@ logger = logging.getLogger(__name__)
 #: A node that holds so many envelopes has work for its device, whatever part of the host they are in.
 CROWD = 4
 
+#: An envelope is given back so many times at most, so that it is computed somewhere.
+MOST_RETURNS = 3
+
 #: The share of the latest envelope in the work of a usual envelope.
 LATEST = 0.1
-
-#: The number of given back envelopes that are remembered: such an envelope stays if it comes again.
-REMEMBERED = 1024
 
 
 @dataclass(slots=True, eq=False)
 class HeldEnvelope:
     """An envelope that runs here. `group` are its items at the batcher; None before that.
 
-    Only an envelope that `may_return` can be given back.
+    Only an envelope that `may_return` can be given back. It was `returned` so many times before.
     """
 
     id: str
     job: str
+    returned: int = 0
     model: str = ""
     priority: int = 0
     group: Group | None = None
@@ -67,14 +67,13 @@ class HeldEnvelopes:
         self._held: dict[str, HeldEnvelope] = {}
         #: The work of a usual envelope, which is not urgent, by model.
         self.usual: dict[str, Amount] = {}
-        self._given_back: OrderedDict[str, None] = OrderedDict()
         self._crowded: tuple[float, float | None] = (0.0, None)  # seconds, and the time since which they grow
         self._idle = threading.Condition()
 
     @contextmanager
-    def taking(self, envelope: str, job: str) -> Iterator[HeldEnvelope | None]:
+    def taking(self, envelope: str, job: str, *, returned: int = 0) -> Iterator[HeldEnvelope | None]:
         """Hold an envelope while it runs. Yields None if it already runs here; the caller must then not run it."""
-        held = HeldEnvelope(envelope, job)
+        held = HeldEnvelope(envelope, job, returned)
         with self._idle:
             taken = envelope not in self._held
             if taken:
@@ -100,10 +99,12 @@ class HeldEnvelopes:
                 self._idle.notify_all()
 
     def submitted(self, held: HeldEnvelope, envelope: Envelope, group: Group, may_return: bool) -> None:
-        """Note that an envelope's items are at the batcher."""
-        held.model, held.priority, held.may_return = envelope.model, int(envelope.priority), may_return
+        """Note that an envelope's items are at the batcher. Urgent envelopes are not given back."""
+        urgent = envelope.priority is Priority.INTERACTIVE
+        held.model, held.priority = envelope.model, int(envelope.priority)
+        held.may_return = may_return and not urgent and held.returned < MOST_RETURNS
         held.group = group
-        if envelope.priority is not Priority.INTERACTIVE:
+        if not urgent:
             known, amount = self.usual.get(held.model), held.amount
             self.usual[held.model] = known.towards(amount, LATEST) if known else amount
 
@@ -128,15 +129,7 @@ class HeldEnvelopes:
         """
         assert held.group is not None, "it is at the batcher"
         held.may_return = False
-        with self._idle:
-            self._given_back[held.id] = None
-            while len(self._given_back) > REMEMBERED:
-                self._given_back.popitem(last=False)
         batcher.give_back(held.group)
-
-    def was_given_back(self, envelope: str) -> bool:
-        """Return whether an envelope was given back here before, and came again: nobody else has taken it."""
-        return envelope in self._given_back
 
     def wait_until_none(self, timeout_s: float) -> None:
         """Wait until no envelope is held, or until the timeout."""

@@ -1,9 +1,9 @@
 """What a node takes from the queues beside other nodes, and what it gives back (docs/decisions/0046-shared-work.md).
 
 Alone, a node takes as many envelopes as it has slots. Beside peers that serve the same model it holds about a second of
-predicted work, and at least two envelopes of a list. A node that is slow beside a peer takes only what it ends sooner:
-the newest envelopes of a long list. Whatever it holds, a node takes urgent envelopes; a slow node only those that its
-peers leave lying.
+predicted work, and at least two envelopes of a list. A node that is slow beside a peer, or whose device is stalled,
+takes only what it ends sooner: the newest envelopes of a long list. Whatever it holds, a node takes urgent envelopes; a
+slow node only those that its peers leave lying.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from producers.wire.queues import model_of, redis_key
 from workers.batching.batcher import Batcher
 from workers.batching.planning.work_seconds import Amount, Rate
 from workers.batching.planning.work_sharing import HOLD_S, LEAST_HELD, is_slow, takes, to_give_back
-from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
+from workers.node.held_envelopes import HeldEnvelopes
 from workers.node.peers import ModelWork, Peers
 
 #: A Redis list: its queue and its priority.
@@ -105,7 +105,8 @@ class SharedIntake:
             return Wanted(lists)
         shared = {model for model in {model_of(queue) for queue, _ in lists} if self._peers.serve(model)}
         own, held = self._seconds(), of.held()
-        slow = {model for model in shared if self._is_slow(model)}
+        stalled = self._batcher.busy_s()[1] > HOLD_S
+        slow = {model for model in shared if stalled or self._is_slow(model)}
         usual, left = [], []
         for queue, priority in lists:
             model = model_of(queue)
@@ -136,7 +137,7 @@ class SharedIntake:
         rate, envelope = self._batcher.rates.get(model), self._usual(model)
         if rate is None or envelope is None:
             return False
-        return is_slow(rate.seconds(envelope), self._peers.of(model, envelope))
+        return is_slow(rate.seconds(envelope), self._peers.of(model, envelope, rate))
 
     def _usual(self, model: str) -> Amount | None:
         return self._held.usual.get(model) or self._peers.usual(model)
@@ -159,7 +160,7 @@ class SharedIntake:
             elif now - since >= LEFT_S and ahead_s < HOLD_S:
                 lying.append((queue, priority))
             elif now >= self._cool_until and takes(
-                ahead_s, rate.seconds(envelope), self._peers.of(model, envelope), length
+                ahead_s, rate.seconds(envelope), self._peers.of(model, envelope, rate), length
             ):
                 newest.append((queue, priority))
         return newest, lying
@@ -181,7 +182,7 @@ class SharedIntake:
         for key, priority, amount in self._batcher.amounts():
             if amount.rows:
                 found[priority] += _seconds(rates.get(key.partition("#")[0]), amount)
-        found[0] += self._batcher.busy_s()
+        found[0] += self._batcher.busy_s()[0]
         begun = Counter((one.model, one.priority) for one in held if one.group is not None)
         for (queue, priority), count in (self._lists.held() if self._lists else {}).items():
             model = model_of(queue)
@@ -209,21 +210,15 @@ class SharedIntake:
 
     def _returnable(self) -> dict[tuple[str, int], None]:
         """Return the models and priorities of the envelopes that may be given back."""
-        return dict.fromkeys((one.model, one.priority) for one in self._held.now() if self._may_return(one))
-
-    def _may_return(self, one: HeldEnvelope) -> bool:
-        """Return whether an envelope may be given back: it is not urgent, and did not come back here before."""
-        return one.may_return and one.priority != Priority.INTERACTIVE and not self._held.was_given_back(one.id)
+        return dict.fromkeys((one.model, one.priority) for one in self._held.now() if one.may_return)
 
     def _give_back(self, model: str, priority: int, own: Mapping[int, float]) -> int:
         rate, envelope = self._batcher.rates.get(model), self._usual(model)
-        if rate is None or envelope is None or not (peers := self._peers.of(model, envelope)):
+        if rate is None or envelope is None or not (peers := self._peers.of(model, envelope, rate)):
             return 0
         own_s = _until(own, priority)
         # those of which most is left come first, and of these the newest
-        mine = [
-            one for one in self._held.now() if self._may_return(one) and (one.model, one.priority) == (model, priority)
-        ]
+        mine = [one for one in self._held.now() if one.may_return and (one.model, one.priority) == (model, priority)]
         left = {one: rate.seconds(one.left) for one in mine}
         begun = [one for one in reversed(mine) if left[one] >= rate.seconds(one.amount) / 2]
         begun.sort(key=left.__getitem__, reverse=True)

@@ -176,8 +176,11 @@ class Node:
         for loop in self._upkeep.loops:
             self.watchdog.watch_loop(loop)
 
-    def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
-        """Run an envelope: the whole work of the Celery task. See `Execution.run`. Raises InvalidMessage."""
+    def run(self, raw: object, *, reply: bool = False, returned: int = 0) -> dict[str, Any]:
+        """Run an envelope: the whole work of the Celery task. See `Execution.run`. Raises InvalidMessage.
+
+        Workers have `returned` the message so many times.
+        """
         assert self._execution is not None, "the consumer starts after the node"
         message = named(raw)
         self._turns.begin(urgent=message.priority == Priority.INTERACTIVE)
@@ -186,7 +189,7 @@ class Node:
         watch_here(progress)
         self.watchdog.watch(progress)
         try:
-            with self._held.taking(message.id, message.job) as held:
+            with self._held.taking(message.id, message.job, returned=returned) as held:
                 if held is None:
                     return {"skipped": "held"}
                 return self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))

@@ -97,7 +97,10 @@ class Peers:
         said = [work.models[model].usual for work in self.living() if model in work.models]
         return next((usual for usual in said if usual is not None), None)
 
-    def of(self, model: str, envelope: Amount) -> Sequence[Peer]:
-        """Return the peers that know their seconds for an envelope of a model."""
+    def of(self, model: str, envelope: Amount, own: Rate) -> Sequence[Peer]:
+        """Return the peers that serve a model, with their seconds for an envelope.
+
+        A peer that has not computed any yet counts as this node, with its `own` rate: a node that joins gets work.
+        """
         found = [(work.ahead_s, work.models[model].rate) for work in self.living() if model in work.models]
-        return [Peer(ahead_s, rate.seconds(envelope)) for ahead_s, rate in found if rate is not None]
+        return [Peer(ahead_s, (rate or own).seconds(envelope)) for ahead_s, rate in found]

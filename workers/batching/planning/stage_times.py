@@ -64,12 +64,23 @@ class Stages(Generic[B]):
 
     def busy_s(self, running_s: float, *, overtaking: bool = False) -> float:
         """Predict the start of a further batch, in seconds from now; the running batch has run for `running_s`."""
-        given = list(self._given)
-        if not given:
+        if not self._given:
             return 0.0
-        first, *staged = given
+        first, *staged = self._given
         left_s = max(0.0, first.predicted_s - running_s)
         return left_s if overtaking else left_s + sum(given.predicted_s for given in staged)
+
+    def ahead_s(self, running_s: float) -> tuple[float, float]:
+        """Return the seconds until all batches are done, and those by which the running batch is overdue.
+
+        A batch that takes longer than predicted is expected to take as much longer again. Safe from any thread.
+        """
+        given = list(self._given)
+        if not given:
+            return 0.0, 0.0
+        first, *staged = given
+        overdue_s = max(0.0, running_s - first.predicted_s)
+        return abs(first.predicted_s - running_s) + sum(each.predicted_s for each in staged), overdue_s
 
     def end(self, batch: B) -> None:
         """Remove a batch that the device has answered for."""

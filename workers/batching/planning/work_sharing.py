@@ -19,11 +19,9 @@ LEAST_HELD = 2
 #: A node is slow beside a peer that needs less than this share of its time.
 SLOW_SHARE = 2 / 3
 
-#: The seconds that moving envelopes takes: a lease, a message, a claim and a preparation.
+#: The seconds that moving an envelope takes (a lease, a message, a claim, a preparation), and each further one.
 MOVE_S = 0.1
-
-#: An envelope with less work left is not moved.
-LEAST_MOVED_S = 0.05
+MOVE_MORE_S = 0.02
 
 #: The most envelopes that are given back at a time.
 MOST_MOVED = 8
@@ -71,7 +69,7 @@ def to_give_back(ahead_s: float, left_s: Sequence[float], peers: Sequence[Peer],
     """
     count = 0
     for left in left_s[:MOST_MOVED]:
-        if left < LEAST_MOVED_S or done_in_s(peers, queued + count + 1) + MOVE_S >= ahead_s:
+        if done_in_s(peers, queued + count + 1) + MOVE_S + MOVE_MORE_S * count >= ahead_s:
             break
         ahead_s -= left
         count += 1
