@@ -159,12 +159,16 @@ class Batcher:
         """
         return self._feeder.busy_s()
 
+    def running_groups(self) -> list[Group]:
+        """The groups with entries in the batch that the device runs now."""
+        return self._feeder.work.running_groups()
+
     def with_room(self) -> set[str]:
         """The stepwise models of which the device may hold more requests than there are."""
         return self._feeder.work.with_room()
 
     def give_back(self, group: Group) -> None:
-        """Interrupt the waiting entries of a group; those at the device are computed."""
+        """Interrupt the entries of a group that have no outcome yet, also those at the device."""
         self._inbox.put(GiveBack(group))
 
     @property

@@ -110,9 +110,10 @@ class Feeder:
 
     def busy_s(self) -> tuple[float, float]:
         """Predict the seconds until the device has done its batches; also return by how much the running batch is
-        overdue. Safe from any thread.
+        overdue. A device that starts again counts as overdue. Safe from any thread.
         """
-        return self.work.ahead_s(time.monotonic() - self._running_since)
+        running_s = time.monotonic() - self._running_since
+        return self.work.ahead_s(running_s) if self._ready else (running_s, running_s)
 
     def patience_s(self) -> float:
         """The seconds for which the device may stay silent from now on; infinite while no answer is expected."""
@@ -166,8 +167,10 @@ class Feeder:
             entry.finish(Cancelled())
 
     def _give_back(self, asked: GiveBack) -> None:
-        for entry in self.work.take_back(lambda entry: entry.group is asked.group):
-            entry.finish(Interrupted())
+        _, stepping = self.work.take(lambda entry: entry.group is asked.group)
+        if stepping:
+            self._device.drop(stepping)
+        asked.group.interrupt()
 
     def _interrupt_all(self) -> None:
         for entry in self.work.take_all():

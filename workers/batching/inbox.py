@@ -45,7 +45,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Interrupt the waiting entries of a group. Entries at the device are computed."""
+    """Interrupt the entries of a group that have no outcome. The device's outputs for the others come too late."""
 
     group: Group
 

@@ -143,10 +143,6 @@ class JoiningRequests:
         """Remove and return the requests that wait for a model; stepping requests go on."""
         return self._models[model].scheduler.take(lambda _: True) if model in self._models else []
 
-    def take_back(self, which: Callable[[Entry], bool]) -> list[Entry]:
-        """Remove and return the waiting entries for which `which` is true."""
-        return [entry for model in self._models.values() for entry in model.scheduler.take(which)]
-
     @property
     def running(self) -> set[str]:
         """The models with stepping requests."""
@@ -154,7 +150,7 @@ class JoiningRequests:
 
     def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[MicroBatch]]:
         """Remove and return the waiting entries for which `which` is true, and the batches of such entries alone."""
-        waiting = self.take_back(which)
+        waiting = [entry for model in self._models.values() for entry in model.scheduler.take(which)]
         stepping = [
             batch
             for model in self._models.values()

@@ -21,7 +21,7 @@ from workers.batching.planning.scheduler import Scheduler
 from workers.batching.planning.stage_times import Stages
 from workers.batching.planning.work_seconds import Amount, WorkRates
 from workers.batching.roster import ServedModel
-from workers.batching.work import Entry, Expired
+from workers.batching.work import Entry, Expired, Group
 from workers.models.interface.stepwise import StepwiseModel
 
 
@@ -85,10 +85,6 @@ class Workload:
         stepped = [entry for batch in stepping for entry in batch.entries]
         return [*entries, *waiting, *stepped], [batch.id for batch in stepping]
 
-    def take_back(self, which: Callable[[Entry], bool]) -> list[Entry]:
-        """Remove and return the waiting entries for which `which` is true. The device goes on with the others."""
-        return [*self._scheduler.take(which), *self._joining.take_back(which)]
-
     def take_all(self) -> list[Entry]:
         """Remove and return everything: the device gets no more work."""
         running, staged = self._given.lost()
@@ -103,6 +99,11 @@ class Workload:
     def amounts(self) -> list[tuple[str, int, Amount]]:
         """Return the waiting and stepping work by model and priority, in parts. Safe from any thread."""
         return [*self._scheduler.amounts(), *self._joining.amounts()]
+
+    def running_groups(self) -> list[Group]:
+        """The groups with entries in the batch that the device runs now. Safe from any thread."""
+        first = next(iter(list(self._given)), None)
+        return [entry.group for entry in first.entries if entry.group] if first else []
 
     def with_room(self) -> set[str]:
         """The stepwise models of which the device may hold more requests than it has. Safe from any thread."""

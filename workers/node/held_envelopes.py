@@ -99,10 +99,10 @@ class HeldEnvelopes:
                 self._idle.notify_all()
 
     def submitted(self, held: HeldEnvelope, envelope: Envelope, group: Group, may_return: bool) -> None:
-        """Note that an envelope's items are at the batcher. Urgent envelopes are not given back."""
+        """Note that an envelope's items are at the batcher."""
         urgent = envelope.priority is Priority.INTERACTIVE
         held.model, held.priority = envelope.model, int(envelope.priority)
-        held.may_return = may_return and not urgent and held.returned < MOST_RETURNS
+        held.may_return = may_return and held.returned < MOST_RETURNS
         held.group = group
         if not urgent:
             known, amount = self.usual.get(held.model), held.amount
@@ -123,7 +123,7 @@ class HeldEnvelopes:
             self._crowded = (seconds, time.monotonic() if len(self._held) >= CROWD else None)
 
     def give_back(self, held: HeldEnvelope, batcher: Batcher) -> None:
-        """Let an envelope return to its queue, once the device has computed the items that it has.
+        """Let an envelope return to its queue at once: its device may be slow, or may have stalled.
 
         Its computed results are stored, its lease is given up, and the attempt does not count.
         """

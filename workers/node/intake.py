@@ -26,7 +26,10 @@ from workers.node.peers import ModelWork, Peers
 Listed = tuple[str, int]
 
 #: After giving envelopes back a node takes none for so long, in which its peers take them.
-COOL_S = 0.15
+COOL_S = 0.3
+
+#: A device whose batch takes so much longer than predicted may have stalled.
+OVERDUE_S = 0.25
 
 #: A slow node takes an urgent envelope that its peers have left lying for so long, and others of a list that has become
 #: no shorter for so long.
@@ -105,7 +108,7 @@ class SharedIntake:
             return Wanted(lists)
         shared = {model for model in {model_of(queue) for queue, _ in lists} if self._peers.serve(model)}
         own, held = self._seconds(), of.held()
-        stalled = self._batcher.busy_s()[1] > HOLD_S
+        stalled = self._batcher.busy_s()[1] > OVERDUE_S
         slow = {model for model in shared if stalled or self._is_slow(model)}
         usual, left = [], []
         for queue, priority in lists:
@@ -206,19 +209,30 @@ class SharedIntake:
         self._peers.exchange(min(ahead_s, 1e9), works)
         if not self._peers.living():
             return 0
-        return sum(self._give_back(model, priority, own) for model, priority in self._returnable())
+        overdue = self._batcher.busy_s()[1] > OVERDUE_S
+        return sum(self._give_back(model, priority, own, overdue) for model, priority in self._returnable(overdue))
 
-    def _returnable(self) -> dict[tuple[str, int], None]:
-        """Return the models and priorities of the envelopes that may be given back."""
-        return dict.fromkeys((one.model, one.priority) for one in self._held.now() if one.may_return)
+    def _returnable(self, overdue: bool) -> dict[tuple[str, int], None]:
+        """Return the models and priorities of the envelopes to be given back; of urgent ones if the device stalls."""
+        return dict.fromkeys(
+            (one.model, one.priority)
+            for one in self._held.now()
+            if one.may_return and (overdue or one.priority != Priority.INTERACTIVE)
+        )
 
-    def _give_back(self, model: str, priority: int, own: Mapping[int, float]) -> int:
+    def _give_back(self, model: str, priority: int, own: Mapping[int, float], overdue: bool) -> int:
         rate, envelope = self._batcher.rates.get(model), self._usual(model)
         if rate is None or envelope is None or not (peers := self._peers.of(model, envelope, rate)):
             return 0
         own_s = _until(own, priority)
+        # an envelope under which the device may have stalled must not stall another node's
+        stuck = self._batcher.running_groups() if overdue else []
+        mine = [
+            one
+            for one in self._held.now()
+            if one.may_return and (one.model, one.priority) == (model, priority) and one.group not in stuck
+        ]
         # those of which most is left come first, and of these the newest
-        mine = [one for one in self._held.now() if one.may_return and (one.model, one.priority) == (model, priority)]
         left = {one: rate.seconds(one.left) for one in mine}
         begun = [one for one in reversed(mine) if left[one] >= rate.seconds(one.amount) / 2]
         begun.sort(key=left.__getitem__, reverse=True)

@@ -35,7 +35,7 @@ class Stages(Generic[B]):
         return len(self._given)
 
     def __iter__(self) -> Iterator[B]:
-        return (given.batch for given in self._given)
+        return (given.batch for given in list(self._given))
 
     @property
     def first(self) -> B:
