@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import msgspec
 
-from workers.batching.planning.work_seconds import Amount, Rate
+from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.work import Group
 from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
 from workers.node.intake import LEFT_S, URGENT_LEFT_S, Listed, SharedIntake
@@ -19,15 +19,15 @@ OTHER = ("argosy.text/1", 9)
 LISTS = [URGENT, STANDARD, BULK]
 
 #: An envelope of 64 rows takes 0.256 s.
-FAST = Rate(row_s=0.004, batch_rows=64)
-SLOW = Rate(row_s=0.04, batch_rows=64)
+FAST = WorkRate(row_s=0.004, batch_rows=64)
+SLOW = WorkRate(row_s=0.04, batch_rows=64)
 ENVELOPE = Amount(64, 64, 64)
 
 
 class Node:
     """A node with a clock of its own: its batcher, its lists, and the peers that it hears of."""
 
-    def __init__(self, rate: Rate | None = FAST) -> None:
+    def __init__(self, rate: WorkRate | None = FAST) -> None:
         self.now = 0.0
         self.rates = {} if rate is None else {"text": rate}
         self.waiting: list[tuple[str, int, Amount]] = []
@@ -61,7 +61,7 @@ class Node:
 
     # what the tests do
 
-    def hear(self, **rates: Rate | None) -> None:
+    def hear(self, **rates: WorkRate | None) -> None:
         """Hear twice of peers with these rates, which have nothing in hand."""
         for number in (1, 2):
             works = {
@@ -115,8 +115,8 @@ def test_envelopes_that_are_not_prepared_yet_count_as_usual_ones() -> None:
 
 def test_two_envelopes_of_each_list_are_held_however_long_they_take() -> None:
     """One is prepared while another is computed, and another tenant need not wait."""
-    node = Node(Rate(row_s=1.0, batch_rows=64))
-    node.hear(other=Rate(row_s=1.0, batch_rows=64))
+    node = Node(WorkRate(row_s=1.0, batch_rows=64))
+    node.hear(other=WorkRate(row_s=1.0, batch_rows=64))
     node.taken[BULK] = 1
     assert node.takes([BULK, OTHER]) == [BULK, OTHER]
     node.taken[BULK] = 2

@@ -6,14 +6,14 @@ import pytest
 
 from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.policy import Budget
-from workers.batching.planning.work_seconds import Amount, Rate, WorkRates
+from workers.batching.planning.work_seconds import Amount, WorkRate, WorkRates
 
 BUDGET = Budget(cost=2000, rows=64)
 
 
 def test_work_counts_its_full_batches() -> None:
     """5 ms a batch of 2,000 units, 66 us a unit."""
-    rate = Rate(fixed_s=0.005, cost_s=66e-6, batch_cost=2000, batch_rows=64)
+    rate = WorkRate(fixed_s=0.005, cost_s=66e-6, batch_cost=2000, batch_rows=64)
     assert rate.seconds(Amount(cost=4000, rows=80, heads=160)) == pytest.approx(0.01 + 0.264)
     assert rate.seconds(Amount(cost=64, rows=64, heads=64)) == pytest.approx(0.005 + 0.004224)
     assert rate.seconds(Amount()) == 0.0

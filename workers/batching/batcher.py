@@ -23,7 +23,7 @@ from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.policy import Policy
 from workers.batching.planning.residence import Footprint, Residence
 from workers.batching.planning.stage_times import DEPTH
-from workers.batching.planning.work_seconds import Amount, Rate
+from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.roster import CannotLoad, Roster, ServedModel
 from workers.batching.work import Entry, Group, Interrupted
 from workers.batching.workload import Workload
@@ -145,7 +145,7 @@ class Batcher:
         return self._feeder.work.stepping_items()
 
     @property
-    def rates(self) -> Mapping[str, Rate]:
+    def rates(self) -> Mapping[str, WorkRate]:
         """The seconds of work by the model's name, of models that ran or whose costs were saved."""
         return self._feeder.work.rates.now
 

@@ -137,6 +137,7 @@ class MicroBatch:
             predicted_s=self.predicted_s,
             cached_rows=ran.cached_rows,
             trace=self._trace(waits),
+            host_s=ran.host_s,
         )
 
     def _trace(self, waits: Sequence[float]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import model_of, redis_key
 from workers.batching.batcher import Batcher
-from workers.batching.planning.work_seconds import Amount, Rate
+from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.planning.work_sharing import HOLD_S, LEAST_HELD, is_slow, takes, to_give_back
 from workers.node.held_envelopes import HeldEnvelopes
 from workers.node.peers import ModelWork, Peers
@@ -37,7 +37,7 @@ URGENT_LEFT_S = 0.05
 LEFT_S = 5.0
 
 
-class Wanted(NamedTuple):
+class ChosenLists(NamedTuple):
     """The lists to take from. With `newest`, from their ends; `all` says that no list was left out."""
 
     lists: Sequence[Listed]
@@ -60,7 +60,7 @@ class Lists(Protocol):
 class Intake(Protocol):
     """Decides from which lists a node takes."""
 
-    def choose(self, lists: Sequence[Listed], of: Lists) -> Wanted:
+    def choose(self, lists: Sequence[Listed], of: Lists) -> ChosenLists:
         """Return the lists to take the next envelope from."""
         ...
 
@@ -68,9 +68,9 @@ class Intake(Protocol):
 class Unbounded:
     """Takes from all lists."""
 
-    def choose(self, lists: Sequence[Listed], of: Lists) -> Wanted:
+    def choose(self, lists: Sequence[Listed], of: Lists) -> ChosenLists:
         """Return all lists."""
-        return Wanted(lists)
+        return ChosenLists(lists)
 
 
 class SharedIntake:
@@ -100,12 +100,12 @@ class SharedIntake:
 
     # --- what it takes ---
 
-    def choose(self, lists: Sequence[Listed], of: Lists) -> Wanted:
+    def choose(self, lists: Sequence[Listed], of: Lists) -> ChosenLists:
         """Return the lists to take the next envelope from."""
         self._lists = of
         if not self._peers.living():
             self._lying.clear()
-            return Wanted(lists)
+            return ChosenLists(lists)
         shared = {model for model in {model_of(queue) for queue, _ in lists} if self._peers.serve(model)}
         own, held = self._seconds(), of.held()
         stalled = self._batcher.busy_s()[1] > OVERDUE_S
@@ -121,8 +121,8 @@ class SharedIntake:
         newest, urgent = self._left_to_peers(left, own, of.lengths(left)) if left else ([], [])
         usual += urgent
         if newest and (not usual or self._turn % 2):
-            return Wanted(newest, newest=True, all=False)
-        return Wanted(usual, all=len(usual) == len(lists))
+            return ChosenLists(newest, newest=True, all=False)
+        return ChosenLists(usual, all=len(usual) == len(lists))
 
     def _may_take(self, model: str, priority: int, held: int, own: Mapping[int, float]) -> bool:
         if priority == Priority.INTERACTIVE:
@@ -265,5 +265,5 @@ def _until(own: Mapping[int, float], priority: int) -> float:
     return sum(seconds for step, seconds in own.items() if step <= priority)
 
 
-def _seconds(rate: Rate | None, work: Amount | None) -> float:
+def _seconds(rate: WorkRate | None, work: Amount | None) -> float:
     return float("inf") if rate is None or work is None else rate.seconds(work)

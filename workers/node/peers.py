@@ -14,7 +14,7 @@ import msgspec
 
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import LOADS, read
-from workers.batching.planning.work_seconds import Amount, Rate
+from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.planning.work_sharing import Peer
 
 #: Seconds between a node's announcements of its work, and of silence after which it counts as gone.
@@ -28,7 +28,7 @@ FORGOTTEN_S = 30.0
 class ModelWork(msgspec.Struct, frozen=True, kw_only=True):
     """A model at a node: its rate, and the work of a usual envelope there; None while it is not known."""
 
-    rate: Rate | None = None
+    rate: WorkRate | None = None
     usual: Amount | None = None
 
 
@@ -97,7 +97,7 @@ class Peers:
         said = [work.models[model].usual for work in self.living() if model in work.models]
         return next((usual for usual in said if usual is not None), None)
 
-    def of(self, model: str, envelope: Amount, own: Rate) -> Sequence[Peer]:
+    def of(self, model: str, envelope: Amount, own: WorkRate) -> Sequence[Peer]:
         """Return the peers that serve a model, with their seconds for an envelope.
 
         A peer that has not computed any yet counts as this node, with its `own` rate: a node that joins gets work.

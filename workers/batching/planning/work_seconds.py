@@ -39,7 +39,7 @@ class Amount(NamedTuple):
         return Amount(*(own + share * (its - own) for own, its in zip(self, other, strict=True)))
 
 
-class Rate(msgspec.Struct, frozen=True, kw_only=True):
+class WorkRate(msgspec.Struct, frozen=True, kw_only=True):
     """The seconds of a model's work at a node: a batch's fixed seconds, and those of a unit of cost, a row, a head row.
 
     `host_s` is the host's part of a row. `batch_cost` and `batch_rows` bound a batch.
@@ -75,7 +75,7 @@ class WorkRates:
     def __init__(self, costs: CostModel) -> None:
         self._costs = costs
         self._sums: dict[str, _Faded] = {}
-        self.now: Mapping[str, Rate] = {}
+        self.now: Mapping[str, WorkRate] = {}
 
     def known_before(self, budgets: Mapping[str, Budget]) -> None:
         """Begin with the saved costs of models."""
@@ -111,7 +111,7 @@ class WorkRates:
         # rows that the feature cache spares make batches faster than their cost says
         pace = min(1.0, sums.predicted_ran_s / sums.predicted_s) if sums.predicted_s else 1.0
         fixed_s, cost_s, row_s, head_s = parts or (0.0, 0.0, sums.ran_s / sums.rows, 0.0)
-        rate = Rate(
+        rate = WorkRate(
             fixed_s=pace * fixed_s,
             cost_s=pace * cost_s,
             row_s=pace * row_s,
