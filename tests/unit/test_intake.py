@@ -195,7 +195,12 @@ def test_a_peer_that_falls_silent_is_no_peer() -> None:
     assert node.takes() == LISTS
 
 
+ENDLESS = b'{"number": 1, "models": {"text": {"rate": {"batch_rows": 0.0}}}}'
+
+
 def test_nonsense_of_another_program_is_no_peer() -> None:
     node = Node()
-    node.peers.hear({b"x": b"\xff", b"y": b'{"number": "two"}', b"me": msgspec.json.encode(NodeWork(number=1))})
+    node.peers.hear(
+        {b"x": b"\xff", b"y": b'{"number": "two"}', b"z": ENDLESS, b"me": msgspec.json.encode(NodeWork(number=1))}
+    )
     assert node.peers.living() == []

@@ -14,7 +14,7 @@ import msgspec
 
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import LOADS, read
-from workers.batching.planning.work_seconds import Amount, WorkRate
+from workers.batching.planning.work_seconds import Amount, Seconds, WorkRate
 from workers.batching.planning.work_sharing import Peer
 
 #: Seconds between a node's announcements of its work, and of silence after which it counts as gone.
@@ -36,7 +36,7 @@ class NodeWork(msgspec.Struct, frozen=True, kw_only=True):
     """The work of a node: a number that grows, the seconds in hand, and the models that it serves."""
 
     number: int
-    ahead_s: float = 0.0
+    ahead_s: Seconds = 0.0
     models: dict[str, ModelWork] = {}
 
 

@@ -8,7 +8,7 @@ device has none; on a device that does nothing it is all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,11 @@ from workers.batching.planning.policy import Budget
 
 #: The share of their weight that observations keep per batch: after 20 batches about a third is left.
 FADING = 0.95
+
+
+# other nodes say their rates, so they are checked when they are read
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
+AtLeastOne: TypeAlias = Annotated[float, msgspec.Meta(ge=1.0, le=1e18)]
 
 
 class Amount(NamedTuple):
@@ -45,13 +50,13 @@ class WorkRate(msgspec.Struct, frozen=True, kw_only=True):
     `host_s` is the host's part of a row. `batch_cost` and `batch_rows` bound a batch.
     """
 
-    fixed_s: float = 0.0
-    cost_s: float = 0.0
-    row_s: float = 0.0
-    head_s: float = 0.0
-    host_s: float = 0.0
-    batch_cost: float = 1.0
-    batch_rows: float = 1.0
+    fixed_s: Seconds = 0.0
+    cost_s: Seconds = 0.0
+    row_s: Seconds = 0.0
+    head_s: Seconds = 0.0
+    host_s: Seconds = 0.0
+    batch_cost: AtLeastOne = 1.0
+    batch_rows: AtLeastOne = 1.0
 
     def seconds(self, work: Amount) -> float:
         """Predict the seconds of work, in batches that are as full as they may be."""
