@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0015"
+REVISION = "0016"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
@@ -234,6 +234,7 @@ batches = Table(
     Column("cached_rows", BigInteger, nullable=False, server_default="0"),
     Column("trace", Json),
     Column("loads", BigInteger, nullable=False, server_default="0"),
+    Column("host_s", Double),
     Index("batches_newest", "started_at"),
 )
 

@@ -14,6 +14,7 @@ from producers.wire.errors import ConfigurationError
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
 from producers.wire.sockets import CONSUMER
 from workers.consumer import remote_control, tasks
+from workers.node.intake import Unbounded
 from workers.node.lanes import LaneTurnsFactory
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def create_app(
     app.conf.update(_settings(broker_url, queues, concurrency, result_backend))
     app.amqp.queues_cls = Queues
     app.control_cls = remote_control.Control
+    app.intake = Unbounded() if node is None or node.intake is None else node.intake
     if node is not None:
         # within a priority, lanes and models take turns; more urgent messages come first across all of them
         app.conf.broker_transport_options["queue_order_strategy"] = LaneTurnsFactory(node.lanes)

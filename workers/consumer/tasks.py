@@ -17,6 +17,7 @@ from producers.wire.messages import VERSION, Envelope, Priority
 from producers.wire.publisher import DURABLE
 from producers.wire.queues import TASK
 from workers.consumer.requests import EnvelopeRequest
+from workers.consumer.unacknowledged import times_returned
 from workers.envelope.gate import EnvelopeInterrupted
 
 if TYPE_CHECKING:
@@ -48,9 +49,10 @@ def register(app: Celery, node: Node) -> None:
             envelope = _envelope(arguments, named)
             if self.request.get(DURABLE) is None:  # a header of Argosy's own messages, whose versions may differ
                 _check_fields(envelope)
-            return node.run(_completed(envelope, self.request.id), reply=reply)
+            completed = _completed(envelope, self.request.id)
+            return node.run(completed, reply=reply, returned=times_returned(self.request))
         except EnvelopeInterrupted as interrupted:
-            # a stop by the operator is no failure: the message returns to its queue, for another worker
+            # neither a stop by the operator nor another node's speed is a failure: the message returns to its queue
             raise Reject(str(interrupted), requeue=True) from interrupted
         except InvalidMessage as error:
             _say_once(str(error))
