@@ -239,7 +239,7 @@ result_chunks = Table(
     Column("precision", Text),
     Column("queued_at", Double),
     Column("stored_at", Double),
-    Index("result_chunks_items", "job", "first", "envelope", "task"),
+    Index("result_chunks_items", "job", "first", "envelope", "task", "last"),
 )
 
 batches = Table(

@@ -116,7 +116,7 @@ def upgrade() -> None:
         sa.Column("queued_at", sa.Double),
         sa.Column("stored_at", sa.Double),
     )
-    op.create_index("result_chunks_items", "result_chunks", ["job", "first", "envelope", "task"])
+    op.create_index("result_chunks_items", "result_chunks", ["job", "first", "envelope", "task", "last"])
     if op.get_bind().dialect.name == "sqlite":
         op.execute(SQLITE)
         return

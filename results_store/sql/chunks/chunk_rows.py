@@ -8,8 +8,8 @@ each other; otherwise it has the distance of each item from the `first`. The vie
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain, pairwise, repeat
 from typing import Any, Final, NamedTuple
@@ -21,7 +21,7 @@ from results_store.records import Result, ResultChunk, ResultState
 from results_store.sql.columns import text
 
 #: The most items of the store between the first and the last item of a chunk: readers look so far back for chunks.
-SPAN: Final = 8192
+SPAN: Final = 4096
 
 #: The most bytes of a chunk's vectors: readers hold some chunks in memory.
 VECTOR_BYTES: Final = 2**20
@@ -121,9 +121,9 @@ class ChunkResults:
     def __iter__(self) -> Iterator[Result]:
         return map(self.result, range(len(self.seqs)))
 
-    def among(self, wanted: Collection[int]) -> Iterator[Result]:
-        """Yield the results of these items, of those that are here."""
-        for seq in wanted:
+    def among(self, wanted: Sequence[int]) -> Iterator[Result]:
+        """Yield the results of these items, in ascending order, of those that are here."""
+        for seq in wanted[bisect_left(wanted, self.row.first) : bisect_right(wanted, self.row.last)]:
             place = self.place_of(seq)
             if place < len(self.seqs) and self.seqs[place] == seq:
                 yield self.result(place)

@@ -143,8 +143,9 @@ def results_of(ask: Ask, job: str, seqs: Collection[int]) -> list[Result]:
     """Return the results of these items, by item and task."""
     given = {"job": job, "seqs": json.dumps([*seqs]), "ranges": json.dumps(_ranges(seqs))}
     own, chunks = _divided(ask("items", given))
+    wanted = sorted(set(seqs))
     for chunk in chunks:
-        for result in chunk.among(seqs):
+        for result in chunk.among(wanted):
             own.setdefault((result.seq, result.task), result)
     return [own[key] for key in sorted(own)]
 
@@ -155,8 +156,17 @@ def spread_of_results(connection: Connection, job: str, block: int) -> dict[int,
     spread = Counter({int(number): count for number, count in connection.execute(rows)})
     c = result_chunks.c
     for first, size, places in connection.execute(select(c.first, c.size, c.places).where(c.job == job)):
-        spread.update(seq // block for seq in numbers(first, size, places))
+        if places is None:
+            spread.update(_blocks(range(first, first + size), block))
+        else:
+            spread.update(seq // block for seq in numbers(first, size, places))
     return dict(spread)
+
+
+def _blocks(seqs: range, block: int) -> dict[int, int]:
+    """Return the number of items in each block."""
+    numbers_of = range(seqs.start // block, (seqs.stop - 1) // block + 1)
+    return {number: min(seqs.stop, (number + 1) * block) - max(seqs.start, number * block) for number in numbers_of}
 
 
 def _divided(rows: Sequence[Sequence[Any]]) -> tuple[dict[_Key, Result], list[ChunkResults]]:
