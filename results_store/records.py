@@ -153,11 +153,11 @@ class Result:
 class ResultChunk:
     """Succeeded results of an envelope's items for a task, as columns; (`job`, `envelope`, `task`) is the key.
 
-    `seqs` ascend, and each other column has a value for each of them; `keys` is None if no item has a key. The outputs
-    are lists of labels with scores, or vectors of `dimension` numbers. Of labels, `codes` are places in `labels`, and
-    `codes` and `scores` are of shape (items, labels of the item). `vectors` are float32 bytes, little-endian, of shape
-    (items, dimension). `batches` are micro-batches, as (id, batched_at, computed_at), and `batch_of` are places in
-    them. The other fields are those of a `Result`.
+    `seqs` ascend; `tokens`, `batch_of` and `keys` have a value for each of them, and `keys` is None if no item has a
+    key. `batches` are micro-batches, as (id, batched_at, computed_at), and `batch_of` are places in them. The outputs
+    are lists of labels with scores, or vectors. `codes`, which are places in `labels`, and `scores` have the labels of
+    all items one after another, `widths` of them for each item. `vectors` are float32 bytes, little-endian, of shape
+    (items, dimension). The other fields are those of a `Result`.
     """
 
     job: str
@@ -169,8 +169,9 @@ class ResultChunk:
     batch_of: Sequence[int]
     keys: Sequence[str | None] | None = None
     labels: Sequence[str] = ()
-    codes: Sequence[Sequence[int]] = ()
-    scores: Sequence[Sequence[float]] = ()
+    widths: int | Sequence[int] = 1
+    codes: Sequence[int] = ()
+    scores: Sequence[float] = ()
     vectors: bytes | None = None
     dimension: int | None = None
     model: str | None = None

@@ -215,7 +215,7 @@ def test_a_chunk_that_is_wrong_is_refused(store: Store) -> None:
         "seqs": [*range(LEAST - 1), 0],
         "tokens": [1],
         "keys": ["k"],
-        "scores": [[float("nan"), 0.0]] * LEAST,
+        "scores": [float("nan"), 0.0] * LEAST,
     }
     for name, value in wrong.items():
         with pytest.raises(InvalidRow, match=name):

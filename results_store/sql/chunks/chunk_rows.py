@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, pairwise, repeat
+from itertools import islice, pairwise, repeat
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -89,26 +89,38 @@ def row_of(chunk: ResultChunk, at: float | None) -> ChunkRow:
 
 
 def _check(chunk: ResultChunk) -> None:
-    where, size = f"chunks[{chunk.envelope}, {chunk.task}]", len(chunk.seqs)
-    if not size or any(second <= first for first, second in pairwise(chunk.seqs)):
+    where, seqs, size = f"chunks[{chunk.envelope}, {chunk.task}]", chunk.seqs, len(chunk.seqs)
+    if not size or not (isinstance(seqs, range) or all(first < second for first, second in pairwise(seqs))):
         raise InvalidRow(f"{where}.seqs: give at least one item, in ascending order")
-    for name in ("tokens", "batch_of", *(("codes", "scores") if chunk.vectors is None else ())):
-        if len(getattr(chunk, name)) != size:
+    for name in ("tokens", "batch_of", "keys"):
+        if (values := getattr(chunk, name)) is not None and len(values) != size:
             raise InvalidRow(f"{where}.{name}: give a value for each of the {size} items")
-    if chunk.keys is not None and len(chunk.keys) != size:
-        raise InvalidRow(f"{where}.keys: give a key or None for each of the {size} items")
-    if chunk.vectors is not None and len(chunk.vectors) != 4 * size * (chunk.dimension or 0):
-        raise InvalidRow(f"{where}.vectors: give `dimension` float32 numbers for each of the {size} items")
-    if not all(map(math.isfinite, chain.from_iterable(chunk.scores))):  # JSON has no such number
+    if chunk.vectors is not None:
+        if len(chunk.vectors) != 4 * size * (chunk.dimension or 0):
+            raise InvalidRow(f"{where}.vectors: give `dimension` float32 numbers for each of the {size} items")
+        return
+    widths = chunk.widths
+    labels = size * widths if isinstance(widths, int) else sum(widths) if len(widths) == size else -1
+    if not len(chunk.codes) == len(chunk.scores) == labels:
+        raise InvalidRow(f"{where}.scores: give as many codes and scores as `widths` says for the {size} items")
+    # a sum is fast; it may be infinite though each number is finite
+    if not (math.isfinite(sum(chunk.scores)) or all(map(math.isfinite, chunk.scores))):
         raise InvalidRow(f"{where}.scores: not a JSON value: a number is not finite")
 
 
 def _entries(chunk: ResultChunk) -> list[Any]:
     keys = repeat(0) if chunk.keys is None else (0 if key is None else text(key) for key in chunk.keys)
-    if chunk.vectors is not None:
-        return [*zip(keys, chunk.tokens, chunk.batch_of)]  # noqa: B905 - `repeat` has no end
-    pairs = (zip(*own, strict=True) for own in zip(chunk.codes, chunk.scores, strict=True))
-    return [*zip(keys, chunk.tokens, chunk.batch_of, map(list, pairs))]  # noqa: B905 - as above
+    pairs = () if chunk.vectors is not None else (_pairs(chunk),)
+    return [*zip(keys, chunk.tokens, chunk.batch_of, *pairs)]  # noqa: B905 - `repeat` has no end
+
+
+def _pairs(chunk: ResultChunk) -> Iterable[Sequence[tuple[int, float]]]:
+    """Return the pairs of code and score of each item."""
+    pairs = zip(chunk.codes, chunk.scores, strict=True)
+    widths = chunk.widths
+    if not isinstance(widths, int):
+        return (tuple(islice(pairs, width)) for width in widths)
+    return zip(*[pairs] * widths, strict=True) if widths else repeat((), len(chunk.seqs))
 
 
 class ChunkResults:

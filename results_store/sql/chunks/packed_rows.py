@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, Final
 
 from results_store.records import Result, ResultChunk, ResultState
@@ -13,7 +14,8 @@ LEAST: Final = 8
 
 _SHARED = ("job", "envelope", "model", "model_revision", "precision", "queued_at", "stored_at")
 
-_LABELLED = ["label", "score"]
+_shared = attrgetter(*_SHARED)
+_ran = attrgetter("batch", "batched_at", "computed_at")
 
 
 def packed(results: Sequence[Result], *, least: int = LEAST) -> tuple[list[ResultChunk], list[Result]]:
@@ -38,11 +40,9 @@ def packed(results: Sequence[Result], *, least: int = LEAST) -> tuple[list[Resul
 
 
 def _are_alike(results: Sequence[Result]) -> bool:
-    first = results[0]
-    shared = [(name, getattr(first, name)) for name in _SHARED]
-    if not all(before.seq < after.seq for before, after in pairwise(results)):
-        return False
-    return all(getattr(result, name) == value for name, value in shared for result in results)
+    first = _shared(results[0])
+    ascending = all(before.seq < after.seq for before, after in pairwise(results))
+    return ascending and all(_shared(result) == first for result in results)
 
 
 def _outputs(results: Sequence[Result]) -> Mapping[str, Any] | None:
@@ -58,33 +58,31 @@ def _outputs(results: Sequence[Result]) -> Mapping[str, Any] | None:
 
 def _labelled(results: Sequence[Result]) -> Mapping[str, Any] | None:
     labels: dict[str, int] = {}
-    codes: list[list[int]] = []
-    scores: list[list[float]] = []
+    pairs: list[Any] = []
     for result in results:
         if result.vector is not None or type(result.output) is not list or not all(map(_is_labelled, result.output)):
             return None
-        codes.append([labels.setdefault(pair["label"], len(labels)) for pair in result.output])
-        scores.append([pair["score"] for pair in result.output])
-    return {"labels": list(labels), "codes": codes, "scores": scores}
+        pairs += result.output
+    codes = [labels.setdefault(pair["label"], len(labels)) for pair in pairs]
+    widths = [len(result.output) for result in results]
+    same = widths[0] if widths.count(widths[0]) == len(widths) else widths
+    return {"labels": [*labels], "widths": same, "codes": codes, "scores": [pair["score"] for pair in pairs]}
 
 
 def _is_labelled(pair: Any) -> bool:
-    return (
-        type(pair) is dict and list(pair) == _LABELLED and type(pair["label"]) is str and type(pair["score"]) is float
-    )
+    return type(pair) is dict and len(pair) == 2 and type(pair.get("label")) is str and type(pair.get("score")) is float
 
 
 def _chunk(task: str, results: Sequence[Result], outputs: Mapping[str, Any]) -> ResultChunk:
     batches: dict[tuple[str | None, float | None, float | None], int] = {}
-    ran = [(result.batch, result.batched_at, result.computed_at) for result in results]
     keys = [result.key for result in results]
     return ResultChunk(
         task=task,
         seqs=[result.seq for result in results],
         tokens=[result.tokens for result in results],
-        batch_of=[batches.setdefault(batch, len(batches)) for batch in ran],
+        batch_of=[batches.setdefault(_ran(result), len(batches)) for result in results],
         batches=list(batches),
         keys=None if not any(key is not None for key in keys) else keys,
-        **{name: getattr(results[0], name) for name in _SHARED},
+        **dict(zip(_SHARED, _shared(results[0]), strict=True)),
         **outputs,
     )
