@@ -21,7 +21,7 @@ from results_store.records import Result, ResultChunk, ResultState, Transaction
 from results_store.sql.chunks.chunk_rows import SPAN, ChunkResults, row_of
 from results_store.sql.chunks.packed_rows import LEAST, packed
 from results_store.sql.columns import pack_vector, unpack_vector
-from results_store.sql.database import Database
+from results_store.sql.database import Database, Weight
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result, run_together
 
@@ -131,7 +131,7 @@ def test_rows_behind_a_chunk_are_dropped_and_a_chunk_behind_rows_is_taken_apart(
 
 
 def test_the_same_envelope_twice_in_a_transaction_counts_once(store: Store) -> None:
-    """Also as a chunk and as rows, and with `stored` as an older version left it."""
+    """Also as a chunk and as rows."""
     accepted(store)
     rows = answers(range(ITEMS))
     part = Transaction(results=rows, chunks=[*chunks_of(rows), *chunks_of(rows)], done=["e0"], at=7.0)
@@ -140,6 +140,21 @@ def test_the_same_envelope_twice_in_a_transaction_counts_once(store: Store) -> N
 
     assert store.job("job").finished
     assert store.results("job") == stored(rows)
+
+
+def test_an_envelope_that_an_older_version_began_is_covered_by_rows_and_a_chunk(store: Store) -> None:
+    """Its row counts nothing; what a transaction gives is there after it, in either table."""
+    accepted(store)
+    rows = answers(range(ITEMS))
+    spam = [row for row in rows if row.task == "spam"]
+    store.commit(spam, at=7.0)
+    with store._database.write(Weight.ACCEPTED) as connection:
+        connection.execute(text("UPDATE envelopes SET stored = NULL"))
+
+    chunks = chunks_of([row for row in rows if row.task != "spam"])
+    done = store.transact(Transaction(results=spam, chunks=chunks, done=["e0"], at=7.0))
+
+    assert (done.inserted, done.done) == (2 * ITEMS, (("job", "e0"),))
 
 
 def test_workers_with_the_same_envelope_at_once(store: Store) -> None:
