@@ -7,7 +7,8 @@ envelope, so that only one transaction at a time looks for its results in one ta
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from sqlalchemy import Connection, select
@@ -31,11 +32,15 @@ _FREE = (
     "NOT EXISTS (SELECT 1 FROM results WHERE results.job = given.job AND results.seq >= given.first "
     "AND results.seq <= given.last AND results.task = given.task{})"
 )
-_GIVEN = ", ".join(f"? AS {name}" for name in ChunkRow._fields)
-_SQLITE = (
-    f"INSERT INTO result_chunks ({_NAMES}) SELECT * FROM (SELECT {_GIVEN}) AS given "  # noqa: S608 - constants
-    f"WHERE {_FREE.format('')} ON CONFLICT DO NOTHING"
-)
+# Some chunks together, in few lengths: a statement costs more than its work beside threads that compute.
+_LENGTHS = (32, 4, 1)
+_MARKS = f"({', '.join('?' * len(ChunkRow._fields))})"
+_SQLITE = {
+    length: f"WITH given ({_NAMES}) AS (VALUES {', '.join([_MARKS] * length)}) "  # noqa: S608 - constants
+    f"INSERT INTO result_chunks ({_NAMES}) SELECT * FROM given WHERE {_FREE.format('')} "
+    "ON CONFLICT DO NOTHING RETURNING job, envelope, task"
+    for length in _LENGTHS
+}
 # OFFSET 0: a probe of the index for each chunk, whatever the planner estimates
 _ARRAYS = ", ".join(f"%b::{kind}[]" for kind in CHUNK_TYPES.values())
 _VALUES = _NAMES.replace("stored_at", f"coalesce(stored_at, (SELECT {CLOCK['postgresql']}))")
@@ -83,12 +88,19 @@ def _fits(row: ChunkRow) -> bool:
     return row.last - row.first < SPAN and len(row.vectors or b"") <= VECTOR_BYTES
 
 
-def _into_sqlite(connection: Connection, rows: Iterable[ChunkRow]) -> set[tuple[str, str, str]]:
+def _into_sqlite(connection: Connection, rows: Sequence[ChunkRow]) -> set[tuple[str, str, str]]:
+    stored: set[tuple[str, str, str]] = set()
+    begin = 0
     cursor = connection.connection.cursor()
     try:
-        return {row.key for row in rows if cursor.execute(_SQLITE, row).rowcount}
+        for length in _LENGTHS:
+            while begin + length <= len(rows):
+                values = list(chain.from_iterable(rows[begin : begin + length]))
+                stored.update(cursor.execute(_SQLITE[length], values).fetchall())
+                begin += length
     finally:
         cursor.close()
+    return stored
 
 
 def _into_postgresql(connection: Connection, rows: Sequence[ChunkRow]) -> set[tuple[str, str, str]]:
