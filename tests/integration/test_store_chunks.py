@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from results_store.sql.chunks.packed_rows import LEAST, packed
 from results_store.sql.columns import pack_vector, unpack_vector
 from results_store.sql.database import Database, Weight
 from results_store.store import Store
+from results_store.writer import Writer
+from tests.end_to_end.processes import until
 from tests.integration.rows import new_envelope, new_job, result, run_together
 
 ITEMS = 20
@@ -238,6 +241,39 @@ def test_a_chunk_that_is_wrong_is_refused(store: Store) -> None:
     with pytest.raises(InvalidRow, match="pipeline"):
         store.transact(Transaction(chunks=[chunk], stepped=["e0"]))
     assert store.results("job") == []
+
+
+def committed_together(writer: Writer, *parts: Transaction) -> list[BaseException | None]:
+    """Commit the parts by a thread each, in the same transaction; return the error of each."""
+    with ThreadPoolExecutor(len(parts)) as pool:
+        with writer._turn:
+            commits = [pool.submit(writer.commit, part) for part in parts]
+            until(lambda: writer.waiting == len(parts))
+        return [commit.exception() for commit in commits]
+
+
+def test_a_group_of_the_writer_holds_chunks_rows_and_direct_results(store: Store) -> None:
+    """A direct result is told with its notice, though others of the group come in chunks."""
+    accepted(store)
+    part = Transaction(chunks=chunks_of(answers(range(ITEMS))), done=["e0"])
+    direct = Transaction(results=[result(0, job="x", envelope="x0")], done=["x0"], unlisted=["x0"])
+    told: dict[str, Sequence[Result]] = {}
+    with Writer(store, worker="w", lease_s=60, on_committed=lambda _, few: told.update(few)) as writer:
+        assert committed_together(writer, part, direct) == [None, None]
+    assert told == {"x0": store.results_of("x", [0])}
+    assert store.job("job").finished
+
+
+def test_a_wrong_chunk_fails_its_own_caller(store: Store) -> None:
+    """The others of its group are stored."""
+    accepted(store, 2)
+    [wrong, *_] = chunks_of(answers(range(ITEMS, 2 * ITEMS), "e1"))
+    part = Transaction(chunks=chunks_of(answers(range(ITEMS))), done=["e0"])
+    with Writer(store, worker="w", lease_s=60) as writer:
+        first, second = committed_together(writer, part, Transaction(chunks=[replace(wrong, tokens=[])]))
+    assert first is None
+    assert isinstance(second, InvalidRow)
+    assert store.job("job").succeeded == ITEMS * len(TASKS)
 
 
 # --- readers ---
