@@ -301,6 +301,20 @@ def test_pages_of_chunks_that_lie_in_each_other(store: Store) -> None:
     assert store.results("job", limit=3000) == stored(rows)
 
 
+def test_pages_of_more_tasks_than_chunks_are_read_at_a_time(store: Store) -> None:
+    """All chunks of an envelope begin at the same item; a database may order their tasks in its own way."""
+    tasks = [f"{letter}{number}" for number in range(20) for letter in "aB_"]
+    owed = {"items": ITEMS, "results": ITEMS * len(tasks)}
+    store.create_job(new_job())
+    store.add_envelopes([new_envelope(f"e{number}", **owed) for number in range(2)])
+    rows = [labelled(seq, task, envelope=f"e{seq // ITEMS}") for seq in range(2 * ITEMS) for task in tasks]
+    for number in range(2):
+        part = chunks_of([row for row in rows if row.envelope == f"e{number}"])
+        store.transact(Transaction(chunks=part, done=[f"e{number}"], at=7.0))
+
+    assert list(stream(store, "job", page=100)) == stored(rows)
+
+
 def test_items_are_found_wherever_they_are(store: Store) -> None:
     """Lone items, ranges and items far from each other."""
     rows = mixed(store)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, func, select
@@ -59,8 +59,8 @@ SELECT * FROM (
 UNION ALL
 SELECT * FROM (
   SELECT {_CHUNKS} FROM result_chunks
-  WHERE job = :job AND first > :seq - {SPAN} AND last >= :seq AND (first, envelope, task) > (:first, :envelope, :of)
-  ORDER BY first, envelope, task LIMIT :chunks
+  WHERE job = :job AND first > :seq - {SPAN} AND last >= :seq AND first >= :first
+  ORDER BY first, envelope, task LIMIT :chunks OFFSET :seen
 ) AS chunks
 """  # noqa: S608 - constants
     for dialect, by_bytes in _BYTES.items()
@@ -123,7 +123,8 @@ def page_of_results(ask: Ask, job: str, after: _Key | None, limit: int) -> list[
     begin = after or (_LOWEST, "")
     at_once = min(CHUNKS_AT_ONCE, 4 + limit // _GAP)
     given = {"job": job, "seq": begin[0], "task": begin[1], "rows": limit, "chunks": at_once}
-    own, chunks = _divided(ask("page", given | {"first": _LOWEST, "envelope": "", "of": ""}))
+    own, chunks = _divided(ask("page", given | {"first": _LOWEST, "seen": 0}))
+    seen: Counter[int] = Counter()
     found: dict[_Key, tuple[ChunkResults, int]] = {}
     while True:
         for chunk in chunks:
@@ -134,8 +135,8 @@ def page_of_results(ask: Ask, job: str, after: _Key | None, limit: int) -> list[
         # the chunks that were not read begin where the last of these begins, or later
         if len(chunks) < at_once or (len(wanted) == limit and wanted[-1][0] < chunks[-1].row.first):
             return [own.get(key) or found[key][0].result(found[key][1]) for key in wanted]
-        last = chunks[-1].row
-        behind = {"first": last.first, "envelope": last.envelope, "of": last.task}
+        seen.update(chunk.row.first for chunk in chunks)
+        behind = {"first": chunks[-1].row.first, "seen": seen[chunks[-1].row.first]}
         _, chunks = _divided(ask("page", given | behind | {"rows": 0}))
 
 
@@ -170,10 +171,10 @@ def _blocks(seqs: range, block: int) -> dict[int, int]:
 
 
 def _divided(rows: Sequence[Sequence[Any]]) -> tuple[dict[_Key, Result], list[ChunkResults]]:
-    """Return the results among the rows by item and task, and the chunks in the order of their first items."""
+    """Return the results among the rows by item and task, and the chunks by their first items."""
     own = [_result(row) for row in rows if row[_STATE] is not None]
     chunks = [ChunkRow(*_of_chunk(row)) for row in rows if row[_STATE] is None]
-    chunks.sort(key=lambda row: (row.first, row.envelope, row.task))
+    chunks.sort(key=attrgetter("first"))
     return {(row.seq, row.task): row for row in own}, [ChunkResults(row) for row in chunks]
 
 
