@@ -180,6 +180,13 @@ def test_a_name_has_a_bound(field: str) -> None:
         new_job(Priority.BULK, **{"name": None, field: "x" * 501})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("key", ["k\udcff", "k\0"])
+def test_a_key_that_would_be_kept_as_another_is_refused(key: str) -> None:
+    """Both were kept as k and U+FFFD, and the second submission was said to be the first."""
+    with pytest.raises(InvalidInput, match=r"^idempotency_key: has NUL, or is not valid Unicode"):
+        new_job(Priority.BULK, None, key)
+
+
 def test_a_wait_may_be_of_any_length_but_not_of_none() -> None:
     """NaN would break the order of an event loop's timers, those of others too."""
     assert [timeout_of(given) for given in (None, 10**400, -1, np.float32(2))] == [None, float("inf"), -1.0, 2.0]

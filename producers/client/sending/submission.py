@@ -19,6 +19,7 @@ from producers.wire.forms import as_float, plain
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
 from results_store.records import FoundJob, NewJob
+from results_store.sql.columns import text
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import FleetLink
@@ -179,6 +180,8 @@ def new_job(
             raise InvalidInput(field, f"has {len(given):,} characters, over {MOST_NAME_CHARS}", "shorten it")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
+    if idempotency_key is not None and text(idempotency_key) != idempotency_key:  # another key would be the same
+        raise InvalidInput("idempotency_key", "has NUL, or is not valid Unicode", "leave such characters out")
     lives_s = None if ttl_s is None else as_float(ttl_s)
     if ttl_s is not None and (lives_s is None or not 0 < lives_s < math.inf):
         raise InvalidInput(
