@@ -114,7 +114,7 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else as_float(value)
 
 
-def as_float(value: object) -> float | None:
+def as_float(value: Any) -> float | None:
     """Return a number as a float, or None if the value is none. A number over the range of floats is infinite."""
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return None
@@ -262,7 +262,7 @@ def _columns_of(values: Any) -> object:
     themselves; those of lists and arrays are the places of their values.
     """
     for method in ("_asdict", "to_dict"):
-        named = getattr(values, method, dict)()
+        named: Mapping[Any, Any] = getattr(values, method, dict)()
         if any(isinstance(name, str) for name in named):
             return named
     names = getattr(getattr(values, "dtype", None), "names", None)  # of a structured array
