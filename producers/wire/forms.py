@@ -116,12 +116,13 @@ def plain(value: Any) -> Any:
 
 def as_float(value: Any) -> float | None:
     """Return a number as a float, or None if the value is none. A number over the range of floats is infinite."""
+    given = value  # which mypy would narrow to a type without comparisons
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return None
     try:
         return float(value)
     except OverflowError:  # of Python's integers and fractions, which have no bound
-        return math.inf if value > 0 else -math.inf
+        return math.inf if given > 0 else -math.inf
     except ValueError:  # of a decimal that signals that it is no number
         return math.nan
 
