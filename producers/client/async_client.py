@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from threading import TIMEOUT_MAX
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack
 
@@ -40,7 +41,8 @@ from producers.client.sending.submission import Submission, check_many, lone_ord
 from producers.client.text_streams import AsyncTextStream
 from producers.wire.catalogue import Catalogue
 from producers.wire.connection import Connection, checked_tenant
-from producers.wire.errors import ResultTimeout
+from producers.wire.errors import InvalidInput, ResultTimeout
+from producers.wire.forms import as_float
 from producers.wire.live_nodes import LiveNode
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
@@ -86,13 +88,16 @@ class AsyncClient(OfThisProcess):
         store_timeout_s: float = 30.0,
         tenant: str | None = None,
     ) -> None:
+        limit_s = as_float(store_timeout_s)
+        if limit_s is None or not 0 < limit_s <= TIMEOUT_MAX:
+            raise InvalidInput("store_timeout_s", f"must be a number of seconds over 0, not {store_timeout_s!r:.80}")
         self._connection = Connection(broker_url, store_url)
         self._catalogue = catalogue
         self._schemas_until = 0.0  # monotonic
         self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
         self._runtime = self._runtime_type()
         self._life = Life()
-        self._link = FleetLink(self._connection, self._runtime, self._life, store_timeout_s=store_timeout_s)
+        self._link = FleetLink(self._connection, self._runtime, self._life, store_timeout_s=limit_s)
         self._outbox = Outbox(self._link, self._runtime.deliver)
         self._abandoned = self._when_abandoned()
         at_fork("child", self._start_anew)

@@ -175,8 +175,8 @@ class CommandLine(click.Group):
             sys.exit(STOPPED)
         except ArgosyError as error:
             _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), FAILED)
-        except OSError as error:
-            _fail(_about_file(error), FAILED)
+        except (OSError, UnicodeEncodeError) as error:
+            _fail(_about(error), FAILED)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -200,8 +200,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except ArgosyError as error:
         _fail(str(error), FAILED)
-    except OSError as error:
-        _fail(_about_file(error), FAILED)
+    except (OSError, UnicodeEncodeError) as error:
+        _fail(_about(error), FAILED)
 
 
 def _reader_has_gone() -> bool:
@@ -225,7 +225,10 @@ def _added_commands() -> tuple[dict[str, click.Command], str]:
     return added, missing
 
 
-def _about_file(error: OSError) -> str:
+def _about(error: OSError | UnicodeEncodeError) -> str:
+    """Return the message for an error of a file, or for bytes of an argument or a variable that are no text."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r:.80} is not valid Unicode; write it in UTF-8"
     if error.filename is None:
         return f"{error}; try again"
     return f"{error.filename}: {error.strerror}; check the path and its permissions"

@@ -260,6 +260,8 @@ def checked_url(url: str, part: Part, where: str) -> str:
 
     White space around it is dropped: a secret that is mounted as a file often ends with a line feed.
     """
+    if not isinstance(url, str):
+        raise ConfigurationError(f"{where}: must be text, not {type(url).__name__}")
     url = url.strip()
     # SQLAlchemy names a driver after a plus (sqlite+pysqlite); the scheme proper stands before it
     scheme = url.partition("://")[0].partition("+")[0]

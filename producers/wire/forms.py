@@ -114,14 +114,15 @@ def plain(value: Any) -> Any:
     return int(value) if isinstance(value, Integral) else as_float(value)
 
 
-def as_float(value: object) -> float | None:
+def as_float(value: Any) -> float | None:
     """Return a number as a float, or None if the value is none. A number over the range of floats is infinite."""
+    given = value  # which mypy would narrow to a type without comparisons
     if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return None
     try:
         return float(value)
     except OverflowError:  # of Python's integers and fractions, which have no bound
-        return math.inf if value > 0 else -math.inf
+        return math.inf if given > 0 else -math.inf
     except ValueError:  # of a decimal that signals that it is no number
         return math.nan
 
@@ -262,7 +263,7 @@ def _columns_of(values: Any) -> object:
     themselves; those of lists and arrays are the places of their values.
     """
     for method in ("_asdict", "to_dict"):
-        named = getattr(values, method, dict)()
+        named: Mapping[Any, Any] = getattr(values, method, dict)()
         if any(isinstance(name, str) for name in named):
             return named
     names = getattr(getattr(values, "dtype", None), "names", None)  # of a structured array

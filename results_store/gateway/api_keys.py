@@ -54,4 +54,4 @@ class ApiKeys:
     def remove(self, name: str) -> bool:
         """Remove the key with this name; return whether it existed."""
         with self._database.write(Weight.ACCEPTED) as connection:
-            return connection.execute(delete(api_keys).where(api_keys.c.name == name)).rowcount > 0
+            return connection.execute(delete(api_keys).where(api_keys.c.name == text(name))).rowcount > 0

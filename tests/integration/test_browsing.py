@@ -83,6 +83,17 @@ def test_items_come_page_by_page_with_their_inputs(operator: httpx.Client, store
     assert operator.get(f"/api/jobs/{job}/items/7").status_code == 404
 
 
+def test_an_item_of_many_tasks_is_whole(operator: httpx.Client, store: Store) -> None:
+    """More than a page reads rows for."""
+    tasks = tuple(f"task{number:02}" for number in range(40))
+    job, envelope = submit(store, ["a text", "another"], tasks=tasks)
+    for task in tasks:
+        answer(store, job, envelope, {0: [task], 1: [task]}, task=task, done=task == tasks[-1])
+    for after in (-1, 0):
+        found = operator.get(f"/api/jobs/{job}/items", params={"limit": 1, "after_seq": after}).json()
+        assert tuple(row["task"] for row in found["items"][0]["results"]) == tasks
+
+
 def test_an_image_is_an_image_or_nothing(operator: httpx.Client, served: Served, store: Store) -> None:
     """A stranger's bytes are never served as what a browser could run, and to nobody whose they are not."""
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'

@@ -259,6 +259,7 @@ def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
         ),
         (["gateway", "--port", "99999"], 2, "argosy: Invalid value for '--port': 99999 is not in the range"),
         (["gateway", "--rate", "nan"], 2, "argosy: Invalid value for '--rate': 'nan' is not a number"),
+        (["status", "--search", "\udcff"], 1, "argosy: '\\udcff' is not valid Unicode; write it in UTF-8"),
         (["frobnicate"], 2, "argosy: No such command 'frobnicate'"),
     ],
 )

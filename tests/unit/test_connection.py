@@ -162,6 +162,8 @@ def test_white_space_around_an_address_is_none_of_it() -> None:
     found = Connection(environment={"ARGOSY_BROKER_URL": f" {BROKER}\n", "ARGOSY_STORE_URL": f"{STORE}\n"})
     assert (found.broker_url, found.store_url) == (BROKER, STORE)
     assert Connection(f"{BROKER}\n", f"{STORE} ").store_url == STORE
+    with pytest.raises(ConfigurationError, match="broker_url: must be text, not bytes"):
+        _ = Connection(BROKER.encode(), STORE).broker_url  # type: ignore[arg-type]
 
 
 def test_the_fleets_own_tasks_are_known(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from producers import Client
 from producers.client.fleet_link import FleetLink
 from producers.client.group_commit import Promise
 from producers.client.request import NewItem, Request, parse_priority
@@ -180,6 +181,13 @@ def test_a_name_has_a_bound(field: str) -> None:
         new_job(Priority.BULK, **{"name": None, field: "x" * 501})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("key", ["k\udcff", "k\0"])
+def test_a_key_that_would_be_kept_as_another_is_refused(key: str) -> None:
+    """Both were kept as k and U+FFFD, and the second submission was said to be the first."""
+    with pytest.raises(InvalidInput, match=r"^idempotency_key: (has NUL|cannot be sent)"):
+        new_job(Priority.BULK, None, key)
+
+
 def test_a_wait_may_be_of_any_length_but_not_of_none() -> None:
     """NaN would break the order of an event loop's timers, those of others too."""
     assert [timeout_of(given) for given in (None, 10**400, -1, np.float32(2))] == [None, float("inf"), -1.0, 2.0]
@@ -187,6 +195,13 @@ def test_a_wait_may_be_of_any_length_but_not_of_none() -> None:
     for given in (float("nan"), "5", True, Decimal("nan")):
         with pytest.raises(InvalidInput, match=r"^timeout_s: must be a number of seconds or None"):
             timeout_of(given)
+
+
+@pytest.mark.parametrize("store_timeout_s", [float("nan"), float("inf"), 10**400, 0, -1, "5", True, None])
+def test_a_client_waits_for_the_store_for_some_time(store_timeout_s: Any) -> None:
+    """Anything else was an exception of a library, at the first use."""
+    with pytest.raises(InvalidInput, match=r"^store_timeout_s: must be a number of seconds over 0"):
+        Client("redis://host", "sqlite:////x.db", store_timeout_s=store_timeout_s)
 
 
 @pytest.mark.parametrize("durable", [None, "no", 0, 1, np.True_])

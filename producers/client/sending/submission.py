@@ -15,7 +15,7 @@ from producers.client.request import NewItem, Request
 from producers.client.sending.fingerprint import Fingerprint, request_difference
 from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict, KeyOfCancelledJob
-from producers.wire.forms import as_float, plain
+from producers.wire.forms import as_float, plain, sendable
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
 from results_store.records import FoundJob, NewJob
@@ -179,6 +179,9 @@ def new_job(
             raise InvalidInput(field, f"has {len(given):,} characters, over {MOST_NAME_CHARS}", "shorten it")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
+    name, idempotency_key = plain(name), plain(idempotency_key)
+    if idempotency_key is not None and "\0" in sendable(idempotency_key, "idempotency_key"):
+        raise InvalidInput("idempotency_key", "has NUL, which the store keeps as another character", "leave it out")
     lives_s = None if ttl_s is None else as_float(ttl_s)
     if ttl_s is not None and (lives_s is None or not 0 < lives_s < math.inf):
         raise InvalidInput(
@@ -187,8 +190,8 @@ def new_job(
     return NewJob(
         id=new_id(),
         priority=int(priority),
-        name=plain(name),
-        idempotency_key=plain(idempotency_key),
+        name=name,
+        idempotency_key=idempotency_key,
         ttl_s=lives_s,
         tenant=tenant,
         pipeline=pipeline,

@@ -84,6 +84,8 @@ async def items(
     def read(store: Store) -> dict[str, Any]:
         rows = store.results(job, after=(after_seq + 1, ""), limit=(limit + 1) * TASKS)
         groups, more = page_of(rows, limit, whole=len(rows) < (limit + 1) * TASKS)
+        if more and len(groups) == 1:  # it may have more tasks than were read
+            groups = [store.results_of(job, [groups[0][0].seq])]
         if plan and more:
             groups = whole_trees(groups)
         inputs = _kept(store).of([row for group in groups for row in group])
