@@ -75,7 +75,7 @@ batch_cost = 2048
 batch_rows = 16
 [models.scripted.tasks.echo]
 kind = "text-classification"
-[models.scripted.tasks.shout]
+[models.scripted.tasks.say]
 kind = "text-classification"
 """
 

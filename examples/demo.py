@@ -192,9 +192,9 @@ def judge(seen: Seen, fleet: LocalFleet, photographs: int) -> None:
     """Hold what was seen against what should have happened."""
     with sqlite3.connect(fleet.home / "store.db") as database:
         counts = dict(
-            database.execute("SELECT job || ' ' || state, count(*) FROM results GROUP BY job, state").fetchall()
+            database.execute("SELECT job || ' ' || state, count(*) FROM item_results GROUP BY job, state").fetchall()
         )
-        failed = {key for (key,) in database.execute("SELECT DISTINCT key FROM results WHERE state = 'failed'")}
+        failed = {key for (key,) in database.execute("SELECT DISTINCT key FROM item_results WHERE state = 'failed'")}
     database.close()
     texts, images = TEXTS * len(TEXT_TASKS), photographs * len(IMAGE_TASKS)
     seen.expect(counts.get(f"{seen.bulk.id} succeeded") == texts, f"not {texts:,} text results in SQL: {counts}")
@@ -228,8 +228,8 @@ def show(seen: Seen, fleet: LocalFleet) -> None:
 def rows_of(database: sqlite3.Connection, job: str, most: int = 12) -> dict[str, dict[str, str]]:
     """What a job's first items came to, failed ones first: key → task → prediction."""
     query = """
-        SELECT key, task, output, error FROM results WHERE job = :job AND vector IS NULL AND seq IN (
-            SELECT seq FROM results WHERE job = :job GROUP BY seq ORDER BY min(state), seq LIMIT :most
+        SELECT key, task, output, error FROM item_results WHERE job = :job AND vector IS NULL AND seq IN (
+            SELECT seq FROM item_results WHERE job = :job GROUP BY seq ORDER BY min(state), seq LIMIT :most
         ) ORDER BY state, seq
     """
     found: dict[str, dict[str, str]] = {}

@@ -150,6 +150,38 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResultChunk:
+    """Succeeded results of an envelope's items for a task, as columns; (`job`, `envelope`, `task`) is the key.
+
+    `seqs` ascend; `tokens`, `batch_of` and `keys` have a value for each of them, and `keys` is None if no item has a
+    key. `batches` are micro-batches, as (id, batched_at, computed_at), and `batch_of` are places in them. The outputs
+    are lists of labels with scores, or vectors. `codes`, which are places in `labels`, and `scores` have the labels of
+    all items one after another, `widths` of them for each item. `vectors` are float32 bytes, little-endian, of shape
+    (items, dimension). The other fields are those of a `Result`.
+    """
+
+    job: str
+    envelope: str
+    task: str
+    seqs: Sequence[int]
+    tokens: Sequence[int | None]
+    batches: Sequence[tuple[str | None, float | None, float | None]]
+    batch_of: Sequence[int]
+    keys: Sequence[str | None] | None = None
+    labels: Sequence[str] = ()
+    widths: int | Sequence[int] = 1
+    codes: Sequence[int] = ()
+    scores: Sequence[float] = ()
+    vectors: bytes | None = None
+    dimension: int | None = None
+    model: str | None = None
+    model_revision: str | None = None
+    precision: str | None = None
+    queued_at: float | None = None
+    stored_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A micro-batch that ran: the flight recorder's row.
 
@@ -328,9 +360,12 @@ class PendingEnvelope:
 class Transaction(NamedTuple):
     """The results, batches, ends and claims of a worker's envelopes, for a transaction: all or nothing.
 
-    An existing result stays as it is and is not counted again. Envelopes in `dead` are given up: their failed results
-    without an error get an error that counts the attempts. Envelopes in `unlisted` were never in the outbox: their new
-    results add to the size of their job. Envelopes in `stepped` belong to pipelines: their results may lead to more.
+    An existing result stays as it is and is not counted again. Chunks are of envelopes that are neither `unlisted` nor
+    `stepped`; the results of a chunk that are not all new, or whose envelope is gone, are stored as rows.
+
+    Envelopes in `dead` are given up: their failed results without an error get an error that counts the attempts.
+    Envelopes in `unlisted` were never in the outbox: their new results add to the size of their job. Envelopes in
+    `stepped` belong to pipelines: their results may lead to more.
 
     Envelopes in `claims` are leased to `worker` for `lease_s`, unless `max_attempts` attempts failed. With
     `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. A time in `at`
@@ -340,6 +375,7 @@ class Transaction(NamedTuple):
     # a named tuple is made in a quarter of the time of a frozen dataclass, and a lone item makes four
 
     results: Sequence[Result] = ()
+    chunks: Sequence[ResultChunk] = ()
     done: Collection[str] = ()
     dead: Collection[str] = ()
     batches: Sequence[Batch] = ()

@@ -1,13 +1,14 @@
 """The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
 Other tables have their own objects, which are attributes of `Store`: `tenants`, `flight` (the micro-batches),
-`figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files` and
-`file_batches`, and a site's `edge`.
+`figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files`,
+`file_batches` and `webhooks`, and a site's `edge`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from results_store.edge.edge_spool import EdgeSpool
 from results_store.gateway.api_keys import ApiKeys
 from results_store.gateway.gateway_batches import GatewayBatches
 from results_store.gateway.gateway_files import GatewayFiles
+from results_store.gateway.webhooks import Webhooks
 from results_store.records import (
     MAX_ATTEMPTS,
     Backlog,
@@ -34,6 +36,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import delivery, driver_statements, reading, submission
+from results_store.sql.chunks import stored_results
 from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.dead_letters import DeadLetters
 from results_store.sql.declarations import Declarations
@@ -60,6 +63,7 @@ class Store:
         self.keys = ApiKeys(self._database)
         self.files = GatewayFiles(self._database)
         self.file_batches = GatewayBatches(self._database)
+        self.webhooks = Webhooks(self._database)
         self.declarations = Declarations(self._database)
         self.tenants = Tenants(self._database)
         self.flight = FlightRecorder(self._database)
@@ -89,15 +93,28 @@ class Store:
     ) -> None:
         self.close()
 
-    def migrate(self) -> None:
-        """Create the schema or upgrade it. Needs no `open`; safe from several processes at once."""
+    def migrate(self, *, chunks: bool = False) -> None:
+        """Create the schema or upgrade it. Needs no `open`; safe from several processes at once.
+
+        With `chunks`, versions that cannot read results in chunks are refused from now on. None of their processes may
+        run: see docs/upgrading.md.
+        """
         from results_store.migrations.run import upgrade  # Alembic: with argosy[worker] only
 
-        upgrade(self._database)
+        upgrade(self._database, chunks=chunks)
 
     @property
     def sqlite(self) -> bool:
         return self._database.sqlite
+
+    @property
+    def stores_chunks(self) -> bool:
+        """Whether workers may store results in chunks, because the database refuses versions that cannot read them.
+
+        A database that this version has created refuses them. Another does so from `migrate(chunks=True)` on, for
+        stores that are opened afterwards.
+        """
+        return self._database.chunked
 
     def is_pooled(self) -> bool:
         """Return whether a pooler, such as PgBouncer, is between this process and PostgreSQL."""
@@ -193,21 +210,27 @@ class Store:
 
         While the job runs, results may appear behind the reader's position.
         """
-        with self._database.read() as connection:
-            return reading.page_of_results(connection, job, after, limit)
+        with self._asking() as ask:
+            return stored_results.page_of_results(ask, job, after, limit)
 
     def spread(self, job: str, block: int) -> dict[int, int]:
         """Return the number of results in each block of `block` items, by block number. Empty blocks are left out."""
         with self._database.read() as connection:
-            return reading.spread_of_results(connection, job, block)
+            return stored_results.spread_of_results(connection, job, block)
 
     def results_of(self, job: str, seqs: Collection[int]) -> list[Result]:
         """Return the stored results of these items of a job, in (seq, task) order."""
+        with self._asking() as ask:
+            return stored_results.results_of(ask, job, seqs)
+
+    @contextmanager
+    def _asking(self) -> Iterator[stored_results.Ask]:
         if self._database.sqlite:
             with self._database.cursor() as cursor:
-                return reading.results_of_lite(cursor, job, seqs)
-        with self._database.read() as connection:
-            return reading.results_of(connection, job, seqs)
+                yield stored_results.asking_lite(cursor)
+        else:
+            with self._database.read() as connection:
+                yield stored_results.asking(connection)
 
     def inputs(self, envelopes: Collection[str]) -> dict[str, tuple[bytes, str]]:
         """Return the payloads of these envelopes, as (bytes, content type). Deleted payloads are left out."""
@@ -298,7 +321,7 @@ class Store:
 
         The envelopes that `follow` derives from a pipeline's new results are put into the outbox with them.
         """
-        stores = transaction.results or transaction.done or transaction.dead
+        stores = transaction.results or transaction.chunks or transaction.done or transaction.dead
         with self._database.write(Weight.RESULTS if stores else Weight.NOTE) as connection:
             return delivery.transact(connection, transaction, follow)
 

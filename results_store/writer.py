@@ -37,6 +37,9 @@ GROUP_RESULTS = 1024
 #: A claim takes about as long as so many results.
 CLAIM_RESULTS = 16
 
+#: A result takes about as long as so many results in chunks.
+RESULT_IN_CHUNKS = 16
+
 #: The results of an envelope with more results than this are read from the store.
 FEW_RESULTS = 8
 
@@ -274,6 +277,7 @@ class Writer:
         parts = [request.part for request in group]
         whole = Transaction(
             results=[result for part in parts for result in part.results],
+            chunks=[chunk for part in parts for chunk in part.chunks],
             done=[id_ for part in parts for id_ in part.done],
             dead=[id_ for part in parts for id_ in part.dead],
             batches=[batch for part in parts for batch in part.batches],
@@ -313,7 +317,13 @@ class Writer:
 
 
 def _weight(request: _Request) -> int:
-    return len(request.part.results) + CLAIM_RESULTS * len(request.part.claims)
+    part = request.part
+    return len(part.results) + _chunked(part) // RESULT_IN_CHUNKS + CLAIM_RESULTS * len(part.claims)
+
+
+def _chunked(part: Transaction) -> int:
+    """Return the number of results in the chunks of a part."""
+    return sum(len(chunk.seqs) for chunk in part.chunks)
 
 
 def _few(group: list[_Request], committed: Committed) -> dict[str, list[Result]]:
@@ -322,7 +332,7 @@ def _few(group: list[_Request], committed: Committed) -> dict[str, list[Result]]
     Empty if any result of the group was stored before, because the stored row then differs.
     """
     parts = [request.part for request in group]
-    if sum(len(part.results) for part in parts) != committed.inserted:
+    if sum(len(part.results) + _chunked(part) for part in parts) != committed.inserted:
         return {}
     few = [part for part in parts if part.unlisted and 0 < len(part.results) <= FEW_RESULTS]
     at = committed.stored_at

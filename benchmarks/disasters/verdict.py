@@ -136,7 +136,7 @@ class Judge:
     def _fault(self, row: Result, text: str) -> str | None:
         if row.state is not ResultState.SUCCEEDED:
             return f"{row.state}: {row.error}"
-        if row.task in ("echo", "shout"):
+        if row.task in ("echo", "say"):
             expected = scripted_output(text, row.task)
             right = row.output == expected
         else:

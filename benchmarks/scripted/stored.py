@@ -16,7 +16,7 @@ class Wrong(AssertionError):
 def verify(store_url: str, job: str, expected: Mapping[str, Sequence[Any]]) -> None:
     """Compare all rows of a job with the expected outputs, in the order of the items, by task. Raises Wrong."""
     rows = _rows(
-        store_url, "SELECT seq, task, state, output, error FROM results WHERE job = ? ORDER BY seq, task", [job]
+        store_url, "SELECT seq, task, state, output, error FROM item_results WHERE job = ? ORDER BY seq, task", [job]
     )
     owed = sum(map(len, expected.values()))
     if len(rows) != owed:

@@ -14,11 +14,12 @@ from typing import Any
 from sqlalchemy import and_, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from results_store.records import Result, ResultState
+from results_store.records import Result
+from results_store.sql.chunks.stored_results import asking, results_of
 from results_store.sql.columns import among
 from results_store.sql.database import Database, Weight
 from results_store.sql.result_rows import insert_new
-from results_store.sql.schema import edge_items, edge_notes, results
+from results_store.sql.schema import edge_items, edge_notes
 
 _ITEM = edge_items.c
 
@@ -112,13 +113,20 @@ class EdgeSpool:
 
     def site_answers(self, limit: int = 1000) -> list[tuple[EdgeItem, Result]]:
         """Return the asked items that the site's fleet has answered, each with that result."""
-        answer = [column.label(f"answer_{column.name}") for column in results.c]
-        joined = and_(results.c.job == _ITEM.site_job, results.c.seq == _ITEM.place)
-        wanted = select(*_COLUMNS, *answer).join_from(edge_items, results, joined)
-        wanted = wanted.where(_ITEM.state == EdgeState.ASKED.value).order_by(*_IN_ORDER).limit(limit)
+        asked = self._found(select(*_COLUMNS).where(_ITEM.state == EdgeState.ASKED.value).order_by(*_IN_ORDER))
+        places: dict[str, set[int]] = {}
+        for item in asked:
+            if item.site_job is not None and item.place is not None:
+                places.setdefault(item.site_job, set()).add(item.place)
+        answers: dict[tuple[str | None, int | None], Result] = {}
         with self._database.read() as connection:
-            rows = connection.execute(wanted).mappings().all()
-        return [(_item(row), _answer(row)) for row in rows]
+            ask = asking(connection)
+            for job, own in places.items():
+                answers |= {(job, row.seq): row for row in results_of(ask, job, own)}
+                if len(answers) >= limit:
+                    break
+        found = ((item, answers.get((item.site_job, item.place))) for item in asked)
+        return [(item, answer) for item, answer in found if answer is not None][:limit]
 
     def _found(self, wanted: Any) -> list[EdgeItem]:
         with self._database.read() as connection:
@@ -191,11 +199,6 @@ class EdgeSpool:
 
 def _key(item: EdgeItem) -> dict[str, Any]:
     return {"_job": item.job, "_seq": item.seq, "_task": item.task}
-
-
-def _answer(row: Mapping[Any, Any]) -> Result:
-    own = {column.name: row[f"answer_{column.name}"] for column in results.c}
-    return Result(**{**own, "state": ResultState(own["state"])})
 
 
 def _item(row: Mapping[Any, Any]) -> EdgeItem:

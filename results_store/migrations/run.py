@@ -16,7 +16,7 @@ from sqlalchemy import Connection, delete, insert, inspect, select
 
 from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.database import Database, Weight
-from results_store.sql.schema import COMPATIBLE, REVISION, VERSION_TABLE, compatible, is_own, metadata
+from results_store.sql.schema import CHUNKS, COMPATIBLE, REVISION, VERSION_TABLE, compatible, is_own, metadata
 
 # Any constant that no other program uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")
@@ -34,12 +34,15 @@ _FIRST_TABLES = {"jobs", "envelopes", "payloads", "results", "batches"}
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
-def upgrade(database: Database, revision: str = "head") -> None:
-    """Apply the missing revisions up to `revision`, all or none. A second process waits and finds nothing to do."""
+def upgrade(database: Database, revision: str = "head", *, chunks: bool = False) -> None:
+    """Apply the missing revisions up to `revision`, all or none. A second process waits and finds nothing to do.
+
+    A new database, and any with `chunks`, refuses code that cannot read results in chunks.
+    """
     if database.sqlite:
         database.path.parent.mkdir(parents=True, exist_ok=True)
         _use_wal(database)
-    _run(database, command.upgrade, revision)
+    _run(database, command.upgrade, revision, chunks)
 
 
 def downgrade(database: Database, revision: str) -> None:
@@ -55,20 +58,20 @@ def configuration() -> Config:
     return config
 
 
-def _run(database: Database, direction: Callable[[Config, str], None], revision: str) -> None:
+def _run(database: Database, direction: Callable[[Config, str], None], revision: str, chunks: bool = False) -> None:
     """Raises StoreUnavailable if others use a table for `PATIENCE_S` without a pause."""
     database.open()
     until = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return _try(database, direction, revision)
+            return _try(database, direction, revision, chunks)
         except StoreUnavailable as error:
             if _sqlstate(error) != _LOCK_NOT_AVAILABLE or time.monotonic() > until:
                 raise
             time.sleep(LOCK_WAIT_S)
 
 
-def _try(database: Database, direction: Callable[[Config, str], None], revision: str) -> None:
+def _try(database: Database, direction: Callable[[Config, str], None], revision: str, chunks: bool) -> None:
     config = configuration()
     with database.write(Weight.ACCEPTED, rebuilding=True) as connection:
         # SQLite's transaction is already the only writer. PostgreSQL's waits here, without limit.
@@ -81,8 +84,9 @@ def _try(database: Database, direction: Callable[[Config, str], None], revision:
         _read_earlier_table(database, connection, config)
         _refuse_newer(database, connection, config)
         _refuse_others_tables(database, connection)
+        new = _alembic(connection).get_current_revision() is None
         direction(config, revision)
-        _note_compatible(connection)
+        _note_compatible(connection, chunks=chunks or new)
         if database.sqlite and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()):
             raise StoreError(
                 f"{database}: not migrated: {len(broken)} rows of {broken[0][0]} would break a foreign key"
@@ -133,15 +137,16 @@ def _known(config: Config) -> set[str]:
     return {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
 
 
-def _note_compatible(connection: Connection) -> None:
+def _note_compatible(connection: Connection, *, chunks: bool) -> None:
     """Note the oldest revision whose code works with the database: after a downgrade, only its own.
 
-    A revision of another program, which came later, is left alone.
+    That is `CHUNKS` once workers may store `chunks`. A revision of another program, which came later, is left alone.
     """
     revision = _alembic(connection).get_current_revision()
-    oldest = None if revision is None else min(revision, COMPATIBLE)
     compatible.create(connection, checkfirst=True)
     noted = connection.execute(select(compatible.c.version_num)).scalar()
+    chunks = chunks or (noted is not None and is_own(noted) and noted >= CHUNKS)
+    oldest = None if revision is None else min(revision, CHUNKS if chunks else COMPATIBLE)
     if noted != oldest and (noted is None or is_own(noted)):
         connection.execute(delete(compatible))
         if oldest is not None:

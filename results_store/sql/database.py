@@ -19,7 +19,7 @@ from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.engines.forks import ForkGate, at_fork
 from results_store.sql.engines.sqlite import SqliteFile, open_sqlite
 from results_store.sql.engines.weight import Weight
-from results_store.sql.schema import REVISION, VERSION_TABLE, compatible, is_own
+from results_store.sql.schema import CHUNKS, REVISION, VERSION_TABLE, compatible, is_own
 
 __all__ = ["MIGRATE", "Database", "Weight", "open_current", "parse_url", "translate"]
 
@@ -37,6 +37,8 @@ class Database:
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self.url = parse_url(url)
         self.timeout_s = timeout_s
+        #: Whether all who use the database read results in chunks; known after `open_current`.
+        self.chunked = False
         self._engine: Engine | None = None
         self._engines: dict[tuple[Weight, bool], Engine] = {}  # the same engine with options per kind of transaction
         self._file: SqliteFile | None = None
@@ -197,6 +199,7 @@ def _check_revision(database: Database) -> None:
         raise SchemaMismatch(f"{database}: the schema is {found}, this version needs {REVISION}; {MIGRATE}")
     if oldest is not None and not is_own(oldest):
         oldest = found
+    database.chunked = oldest is not None and oldest >= CHUNKS
     if oldest is None or oldest > REVISION:
         remedy = "upgrade argosy here: the database is newer"
         raise SchemaMismatch(f"{database}: the schema is {found}, this version needs {REVISION}; {remedy}")

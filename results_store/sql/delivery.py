@@ -2,10 +2,11 @@
 
 Each function runs in the caller's transaction.
 
-Locks are always taken in the same order, so that transactions never deadlock: envelopes by id, then results by key,
-then jobs by id. A job's counters come last, because every worker needs them. Envelopes come first, so that a replay
-deletes failed results either before or after a worker's commit of the same envelope. In the middle of it, the commit
-would skip a result that is then deleted, and mark its envelope as done.
+Locks are always taken in the same order, so that transactions never deadlock: envelopes by id, then chunks and results
+by key, then jobs by id. A job's counters come last, because every worker needs them. Envelopes come first, so that a
+replay deletes failed results either before or after a worker's commit of the same envelope. In the middle of it, the
+commit would skip a result that is then deleted, and mark its envelope as done. The same lock lets no result be stored
+both as a row and in a chunk.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from sqlalchemy import (
     update,
 )
 
+from results_store.errors import InvalidRow
 from results_store.records import (
     ALL_ITEMS,
     ALONE_AFTER_DEATHS,
@@ -48,6 +50,8 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
+from results_store.sql.chunks.chunk_rows import ChunkRow, numbers
+from results_store.sql.chunks.chunk_storage import StoredChunks, insert_chunks, not_in_chunks
 from results_store.sql.columns import CLOCK, among, as_list, cleaned, clock, given_or_clock, listed
 from results_store.sql.result_rows import (
     Accepted,
@@ -75,24 +79,31 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     The new results also count in their envelopes: an envelope in `done` is finished only if all that it owes is stored.
     `follow` may derive more envelopes from new results of envelopes in `stepped`.
     """
-    results, done, dead, now = transaction.results, transaction.done, transaction.dead, transaction.at
-    if now is None and results and connection.dialect.name == "sqlite":  # elsewhere each statement asks by itself
-        now = driver_statements.store_time(connection)
+    results, done, dead = transaction.results, transaction.done, transaction.dead
     unlisted, stepped = transaction.unlisted, transaction.stepped
     unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
     booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
     steps = [result for result in booked if result.envelope in stepped] if stepped else ()
     booked = [result for result in booked if result.envelope not in stepped] if stepped else booked
     rows = [id_ for id_ in done if id_ not in unlisted] if unlisted else done
-    lock(connection, {*rows, *dead, *transaction.claims, *(result.envelope for result in (*booked, *steps))})
-    inserted = insert_results(connection, dead_letters.explained(connection, booked, dead) if dead else booked, now)
+    owners = {result.envelope for result in (*booked, *steps, *transaction.chunks)}
+    if odd := {chunk.envelope for chunk in transaction.chunks}.intersection((*unlisted, *stepped)):
+        raise InvalidRow(f"chunks: {min(odd)} has no row or belongs to a pipeline; store its results as rows")
+    there = _lock(connection, {*rows, *dead, *transaction.claims, *owners}, transaction)
+    chunks = insert_chunks(connection, transaction.chunks, there.chunked, there.now) if transaction.chunks else _NONE
+    booked, now = [*booked, *chunks.apart] if chunks.apart else booked, there.now
+    chunked = {id_ for id_, has in there.chunked.items() if has} | {row.envelope for row in chunks.whole}
+    own = not_in_chunks(connection, booked, chunked)
+    inserted = insert_results(connection, dead_letters.explained(connection, own, dead) if dead else own, now)
     more, accepted, stored_at = insert_unlisted(connection, unbooked, now)
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
     for batch in transaction.batches:
         flight.record(connection, batch)
-    listed_new = inserted + counted(fresh) if fresh else inserted
+    listed_new = inserted + chunks.counts if chunks.whole else inserted
+    listed_new = listed_new + counted(fresh) if fresh else listed_new
     ends = dict.fromkeys(dead, "dead") | dict.fromkeys(rows, "done")
-    finished = _finish(connection, ends, (*booked, *steps), listed_new, now) if ends or listed_new else ()
+    given = _Given((*booked, *steps), chunks.whole, listed_new)
+    finished = _finish(connection, ends, given, now) if ends or listed_new else ()
     if transaction.drop_inputs and finished:  # except of pipelines, whose later steps may need them
         over = [id_ for _, id_ in finished if ends[id_] == "done" and id_ not in stepped]
         retention.drop_inputs(connection, over)
@@ -108,6 +119,38 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     )
 
 
+_NONE = StoredChunks()
+
+
+class _Locked(NamedTuple):
+    """The locked envelopes: whether they have chunks, by id; those without a row are left out.
+
+    `now` is the transaction's time, or None if each statement asks the store's clock by itself.
+    """
+
+    chunked: Mapping[str, bool]
+    now: float | None
+
+
+# On SQLite, where a transaction locks the whole database, with the time: a statement costs more than its work.
+_LITE_LOOK = text(f"""
+SELECT store.now, envelopes.id, envelopes.chunked FROM (SELECT {CLOCK["sqlite"]} AS now) AS store
+LEFT JOIN envelopes ON envelopes.id IN (SELECT value FROM json_each(:_ids))
+""")  # noqa: S608 - constants
+
+
+def _lock(connection: Connection, ids: Collection[str], transaction: Transaction) -> _Locked:
+    """Lock envelopes by id."""
+    now = transaction.at
+    if connection.dialect.name != "sqlite":
+        return _Locked(dict(lock(connection, ids)), now)
+    if not transaction.results and not transaction.chunks:
+        return _Locked({}, now)
+    found = driver_statements.run(connection, _LITE_LOOK, {"_ids": as_list(connection, ids)})
+    chunked = {id_: bool(chunked) for _, id_, chunked in found if id_ is not None}
+    return _Locked(chunked, found[0][0] if now is None else now)
+
+
 def _advance(
     connection: Connection,
     fresh: Sequence[Inserted],
@@ -120,11 +163,16 @@ def _advance(
     return pipelines.advance(connection, fresh, counted_jobs, follow, now)
 
 
-def lock(connection: Connection, ids: Collection[str]) -> None:
-    """Lock envelopes by id: an UPDATE of several rows would lock them in any order. SQLite locks the whole database."""
-    if connection.dialect.name != "sqlite" and ids:
-        wanted = select(envelopes.c.id).where(among(connection, envelopes.c.id, ids))
-        connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
+def lock(connection: Connection, ids: Collection[str]) -> Sequence[tuple[str, bool]]:
+    """Lock envelopes by id: an UPDATE of several rows would lock them in any order. SQLite locks the whole database.
+
+    Returns the locked envelopes, and whether they have chunks.
+    """
+    if connection.dialect.name == "sqlite" or not ids:
+        return ()
+    wanted = select(envelopes.c.id, envelopes.c.chunked.is_(True)).where(among(connection, envelopes.c.id, ids))
+    found = connection.execute(wanted.order_by(envelopes.c.id).with_for_update(key_share=True))
+    return [(id_, chunked) for id_, chunked in found]
 
 
 class _Row(NamedTuple):
@@ -227,16 +275,19 @@ def _verdict(row: _Row, worker: str, *, may_try: bool) -> Claim:
 _STORED = "coalesce(envelopes.stored, 0) + given.new"
 _COVERED = f"CASE WHEN {_STORED} > given.there THEN {_STORED} ELSE given.there END"
 _ENDS = f"(given.ends = 'dead' OR given.ends = 'done' AND {_COVERED} >= envelopes.results)"
-_FIELDS = ", ".join(f"json_extract(value, '$.{name}') AS {name}" for name in ("id", "new", "there", "ends"))
+_NAMES = ("id", "new", "there", "ends", "chunked")
+_FIELDS = ", ".join(f"json_extract(value, '$.{name}') AS {name}" for name in _NAMES)
 _GIVEN = {
     "sqlite": f"(SELECT {_FIELDS} FROM json_each(:_given)) AS given",  # noqa: S608 - constants
-    "postgresql": "json_to_recordset(CAST(:_given AS json)) AS given (id text, new bigint, there bigint, ends text)",
+    "postgresql": "json_to_recordset(CAST(:_given AS json)) AS given "
+    "(id text, new bigint, there bigint, ends text, chunked boolean)",
 }
 # the first terminal state wins here too
 _FINISHING = {
     dialect: text(f"""
 UPDATE envelopes SET
   stored = {_COVERED},
+  chunked = CASE WHEN given.chunked THEN given.chunked ELSE envelopes.chunked END,
   state = CASE WHEN {_ENDS} AND envelopes.state IN ('accepted', 'published') THEN given.ends ELSE envelopes.state END,
   finished_at = CASE WHEN {_ENDS} THEN coalesce(envelopes.finished_at, :_now, {CLOCK[dialect]})
     ELSE envelopes.finished_at END,
@@ -249,20 +300,49 @@ RETURNING envelopes.job, envelopes.id, envelopes.state, envelopes.stored, envelo
 }
 
 
+class _Given(NamedTuple):
+    """The results of a transaction, of envelopes with a row: as rows, and in whole chunks.
+
+    `new` are those of both that were not stored before.
+    """
+
+    rows: Sequence[Result]
+    chunks: Sequence[ChunkRow]
+    new: Counts
+
+    def by_envelope(self) -> Counter[str]:
+        """Return the number of different results by envelope."""
+        keys = {(row.envelope, row.seq, row.task) for row in self.rows}
+        for chunk in self.chunks:
+            keys.update((chunk.envelope, seq, chunk.task) for seq in numbers(chunk.first, chunk.size, chunk.places))
+        return Counter(envelope for envelope, _, _ in keys)
+
+    def new_by_envelope(self) -> Counter[str]:
+        new: Counter[str] = Counter()
+        for (_, envelope, _), count in self.new.items():
+            new[envelope] += count
+        return new
+
+    @property
+    def are_new(self) -> bool:
+        """Whether all of them are new."""
+        return self.new.total() == len(self.rows) + sum(chunk.size for chunk in self.chunks)
+
+
 def _finish(
-    connection: Connection, ends: Mapping[str, str], given: Sequence[Result], inserted: Counts, now: float | None
+    connection: Connection, ends: Mapping[str, str], given: _Given, now: float | None
 ) -> tuple[tuple[str, str], ...]:
     """Count new results in their envelopes, and finish the envelopes in `ends`; return the (job, id) of the finished.
 
     After its INSERT, every result of a transaction is in the store. So their number covers an envelope as well, whose
     counter an older version left empty, or whose results were stored by others.
     """
-    new: Counter[str] = Counter()
-    for (_, envelope, _), count in inserted.items():
-        new[envelope] += count
-    there = new if new.total() == len(given) else _distinct(given)
+    new = given.new_by_envelope()
+    there = new if given.are_new else given.by_envelope()
+    chunked = {chunk.envelope for chunk in given.chunks}
     changed = [
-        {"id": id_, "new": new[id_], "there": there[id_], "ends": ends.get(id_)} for id_ in sorted({*new, *ends})
+        {"id": id_, "new": new[id_], "there": there[id_], "ends": ends.get(id_), "chunked": id_ in chunked}
+        for id_ in sorted({*new, *ends})
     ]
     parameters = {"_given": json.dumps(changed), "_now": now}
     found = driver_statements.run(connection, _FINISHING[connection.dialect.name], parameters)
@@ -271,11 +351,6 @@ def _finish(
         if state not in ("done", "dead"):
             _note_shortfall(connection, id_, f"the attempt covered {stored} of {owed} results")
     return tuple((job, id_) for job, id_, state, _, _ in wanted if state in ("done", "dead"))
-
-
-def _distinct(given: Iterable[Result]) -> Counter[str]:
-    """Return the number of different results by envelope."""
-    return Counter(envelope for envelope, _, _ in {(row.envelope, row.seq, row.task) for row in given})
 
 
 def _note_shortfall(connection: Connection, id_: str, message: str) -> None:

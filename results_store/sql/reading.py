@@ -1,13 +1,13 @@
-"""Read progress, pages of results, and the figures for operators. No function here writes or locks."""
+"""Read progress, failures, and the figures for operators. No function here writes or locks.
+
+All results of a job, also those in chunks, are read by `results_store.sql.chunks.stored_results`.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
-from dataclasses import fields
-from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Select, and_, case, exists, func, not_, or_, select, tuple_
+from sqlalchemy import Connection, RowMapping, and_, case, exists, func, not_, or_, select, tuple_
 
 from results_store.errors import UnknownJob
 from results_store.records import (
@@ -93,13 +93,6 @@ def newest_jobs(
     return [job_status(row) for row in connection.execute(wanted).mappings()]
 
 
-def page_of_results(connection: Connection, id_: str, after: tuple[int, str] | None, limit: int) -> list[Result]:
-    wanted = _results_of(id_).limit(limit)
-    if after is not None:
-        wanted = wanted.where(tuple_(results.c.seq, results.c.task) > after)
-    return [result(row) for row in connection.execute(wanted).mappings()]
-
-
 def running_alone(connection: Connection) -> tuple[int, str | None]:
     wanted = select(func.count(), func.min(envelopes.c.job))
     number, job = connection.execute(wanted.where(UNFINISHED, envelopes.c.deaths >= ALONE_AFTER_DEATHS)).one()
@@ -127,40 +120,9 @@ def given_up(connection: Connection) -> tuple[int, float | None]:
     return number, last_at
 
 
-def results_of(connection: Connection, id_: str, seqs: Collection[int]) -> list[Result]:
-    mine = (results.c.job == id_, among(connection, results.c.seq, seqs))
-    wanted = select(results).where(*mine).order_by(results.c.seq, results.c.task)
-    return [result(row) for row in connection.execute(wanted).mappings()]
-
-
-_FIELDS = tuple(field.name for field in fields(Result))
-_OF_ITEMS = (
-    f"SELECT {', '.join(_FIELDS)} FROM results "  # noqa: S608 - constants
-    "WHERE job = ? AND seq IN (SELECT value FROM json_each(?)) ORDER BY seq, task"
-)
-
-
-def results_of_lite(cursor: Any, id_: str, seqs: Collection[int]) -> list[Result]:
-    """Do the same as `results_of` with a bare cursor of SQLite's driver."""
-    rows = cursor.execute(_OF_ITEMS, (id_, json.dumps(list(seqs)))).fetchall()
-    return [_from_text(dict(zip(_FIELDS, row, strict=True))) for row in rows]
-
-
-def _from_text(row: dict[str, Any]) -> Result:
-    for name in ("output", "error"):
-        row[name] = None if row[name] is None else json.loads(row[name])
-    return Result(**{**row, "state": ResultState(row["state"])})
-
-
 def inputs(connection: Connection, ids: Collection[str]) -> dict[str, tuple[bytes, str]]:
     wanted = select(payloads).where(among(connection, payloads.c.envelope, list(ids)))
     return {id_: (payload, content_type) for id_, payload, content_type in connection.execute(wanted)}
-
-
-def spread_of_results(connection: Connection, id_: str, block: int) -> dict[int, int]:
-    place = results.c.seq // block
-    counted = select(place, func.count()).where(results.c.job == id_).group_by(place)
-    return {int(number): count for number, count in connection.execute(counted)}
 
 
 def recent_failures(connection: Connection, limit: int, job_: str | None, tenant: str | None) -> list[Result]:
@@ -204,10 +166,6 @@ def depth(connection: Connection) -> list[Depth]:
         )
         for model, priority, state, count, items, owed, oldest_at in rows
     ]
-
-
-def _results_of(id_: str) -> Select[Any]:
-    return select(results).where(results.c.job == id_).order_by(results.c.seq, results.c.task)
 
 
 def result(row: RowMapping) -> Result:

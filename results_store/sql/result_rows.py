@@ -20,7 +20,8 @@ from results_store.records import Result, ResultState
 from results_store.sql.columns import CLOCK, json_text, text
 from results_store.sql.schema import REVISION
 
-_COLUMNS = (
+#: The columns of a result, with PostgreSQL's types.
+COLUMNS = (
     ("job", "text"),
     ("seq", "bigint"),
     ("task", "text"),
@@ -40,9 +41,9 @@ _COLUMNS = (
     ("computed_at", "float8"),
     ("stored_at", "float8"),
 )
-_NAMES = ", ".join(name for name, _ in _COLUMNS)
+_NAMES = ", ".join(name for name, _ in COLUMNS)
 
-_MARKS = f"({', '.join('?' * len(_COLUMNS))})"
+_MARKS = f"({', '.join('?' * len(COLUMNS))})"
 # Python's driver lets go of the interpreter for each statement, and takes it back from threads that compute: up to 5 ms
 # for each. So rows go together, in few lengths, since the driver remembers statements.
 _LENGTHS = (256, 32, 4, 1)
@@ -55,15 +56,15 @@ _SQLITE = {
 # writes element by element. Few rows go as arrays, one per column, without the second statement. In both cases JSON
 # travels as text and is cast on arrival; the rest is binary, which spares vectors the hex encoding.
 COPIED_FROM = 128
-_INCOMING_TYPES = ["text" if kind == "jsonb" else kind for _, kind in _COLUMNS]
+_INCOMING_TYPES = ["text" if kind == "jsonb" else kind for _, kind in COLUMNS]
 # Behind a pooler, another version's process may have made a table of other columns in the same session.
 _INCOMING_NAME = f"incoming_results_{REVISION}"
 _INCOMING = "CREATE TEMPORARY TABLE IF NOT EXISTS {} ({}) ON COMMIT DELETE ROWS".format(
-    _INCOMING_NAME, ", ".join(f"{name} {kind}" for (name, _), kind in zip(_COLUMNS, _INCOMING_TYPES, strict=True))
+    _INCOMING_NAME, ", ".join(f"{name} {kind}" for (name, _), kind in zip(COLUMNS, _INCOMING_TYPES, strict=True))
 )
 _COPY = f"COPY {_INCOMING_NAME} ({_NAMES}) FROM STDIN (FORMAT BINARY)"
-_ARRAYS = ", ".join("%t::text[]" if kind == "jsonb" else f"%b::{kind}[]" for _, kind in _COLUMNS)
-_VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in _COLUMNS[:-1])
+_ARRAYS = ", ".join("%t::text[]" if kind == "jsonb" else f"%b::{kind}[]" for _, kind in COLUMNS)
+_VALUES = ", ".join(f"{name}::jsonb" if kind == "jsonb" else name for name, kind in COLUMNS[:-1])
 _VALUES += f", coalesce(stored_at, (SELECT {CLOCK['postgresql']}))"
 _GIVEN = f"unnest({_ARRAYS}) AS given ({_NAMES})"
 _INSERTED = f"""

@@ -43,7 +43,9 @@ from results_store.sql.schema import (
     jobs,
     payloads,
     purged_jobs,
+    result_chunks,
     results,
+    webhooks,
 )
 
 Condition: TypeAlias = Callable[[Connection], ColumnElement[bool]]
@@ -111,7 +113,7 @@ class Retention:
         with self._database.cursor() as cursor:
             cursor.execute("VACUUM")
             cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return before - self._database.path.stat().st_size
+        return max(0, before - self._database.path.stat().st_size)  # a small file may grow by a page
 
     def drop_inputs_of_pipelines(self) -> int:
         """Delete the payloads of finished pipelines, except of envelopes with a failed result; return their number.
@@ -175,6 +177,7 @@ class Retention:
                 if not ids:
                     return hidden
                 connection.execute(insert(purged_jobs), [{"job": id_, "purged_at": now} for id_ in ids])
+                connection.execute(delete(webhooks).where(among(connection, webhooks.c.job, ids)))
                 connection.execute(delete(jobs).where(among(connection, jobs.c.id, ids)))
             hidden += len(ids)
 
@@ -188,9 +191,18 @@ class Retention:
                 return Purged(envelopes=owned, payloads=inputs, results=answers)
             inputs += self._remove(payloads, _inputs_of(hidden))
             owned += self._remove(envelopes, _of(envelopes.c.job, hidden))
-            answers += self._remove(results, _of(results.c.job, hidden))
+            answers += self._remove(results, _of(results.c.job, hidden)) + self._remove_chunks(hidden)
             with self._database.write(Weight.NOTE) as connection:
                 connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
+
+    def _remove_chunks(self, owners: Collection[str]) -> int:
+        """Remove the chunks of these jobs; return the number of their results."""
+        size = func.coalesce(func.sum(result_chunks.c.size), 0)
+        of_owners = _of(result_chunks.c.job, owners)
+        with self._database.read() as connection:
+            answers = connection.execute(select(size).where(of_owners(connection))).scalar_one()
+        self._remove(result_chunks, of_owners)
+        return int(answers)
 
     def _owners_of_results(self) -> Iterator[list[str]]:
         last = ""

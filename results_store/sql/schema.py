@@ -39,10 +39,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0015"
+REVISION = "0017"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
+
+#: The oldest revision whose code reads results in chunks. A database in which workers store chunks refuses older code.
+CHUNKS = "0017"
 
 #: Alembic's table: the database's revision.
 VERSION_TABLE = "argosy_revision"
@@ -119,7 +122,7 @@ purged_jobs = Table(
 # `accepted_at` is the time at which the envelope last entered the outbox: at first its creation, later the time it was
 # taken as overdue; 0, which is overdue at once, after a replay. `worker` claimed it last, and still holds it if there
 # is a lease, of at most `lease_s` from now; a lease until 0 was ended by the error of its attempt. `error` is the error
-# of the last failed attempt.
+# of the last failed attempt. An envelope is `chunked` if some of its results are in `result_chunks`.
 #
 # `results` are owed and `stored` are there, so that an envelope is done only when it is covered; a `stored` of null was
 # written by an older version, and the rows are counted once. `deaths` counts the leases that ran out without a word
@@ -150,6 +153,7 @@ envelopes = Table(
     Column("deaths", BigInteger, nullable=False, server_default="0"),
     Column("suspect", BigInteger),
     Column("tries", SmallInteger, nullable=False, server_default="0"),
+    Column("chunked", Boolean),
     CheckConstraint("state IN ('accepted', 'published', 'done', 'dead')", name="envelopes_state"),
     Index("envelopes_job", "job"),
 )
@@ -211,6 +215,32 @@ FAILED = results.c.state == literal_column("'failed'")
 
 Index("results_failed", results.c.stored_at, sqlite_where=FAILED, postgresql_where=FAILED)
 Index("results_failed_envelope", results.c.job, results.c.envelope, sqlite_where=FAILED, postgresql_where=FAILED)
+
+# Succeeded results of an envelope for a task, all new when they were stored: see `results_store.sql.chunks`. The texts
+# are JSON, which neither database needs to read before somebody asks. A row in `results` with the key of a result here
+# is the one that counts. The view `item_results` has a row for an item and task, whichever way it is stored.
+result_chunks = Table(
+    "result_chunks",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("envelope", Text, primary_key=True),
+    Column("task", Text, primary_key=True),
+    Column("first", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("places", Text),
+    Column("entries", Text, nullable=False),
+    Column("labels", Text),
+    Column("batches", Text, nullable=False),
+    Column("dimension", BigInteger),
+    Column("vectors", LargeBinary),
+    Column("model", Text),
+    Column("model_revision", Text),
+    Column("precision", Text),
+    Column("queued_at", Double),
+    Column("stored_at", Double),
+    Index("result_chunks_items", "job", "first", "envelope", "task", "last"),
+)
 
 batches = Table(
     "batches",
@@ -303,6 +333,26 @@ celery_chord_parts = Table(
     Column("state", Text, nullable=False),
     Column("result", Text, nullable=False),
 )
+
+# Whom to tell that a job has finished: not before `next_at`, which is null once there is nothing more to tell. `told`
+# is the `finished_at` that was told or given up, so that a job which opens again is told again.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("next_at", Double),
+    Column("attempts", BigInteger, nullable=False, server_default="0"),
+    Column("attempted_at", Double),
+    Column("status", BigInteger),  # of the last answer
+    Column("error", Text),  # of the last attempt
+    Column("told", Double),
+)
+
+OPEN_WEBHOOK = webhooks.c.next_at != None  # noqa: E711 - SQL
+
+Index("webhooks_open", webhooks.c.next_at, sqlite_where=OPEN_WEBHOOK, postgresql_where=OPEN_WEBHOOK)
 
 # Keys for the gateway. Only the holder knows the secret itself.
 api_keys = Table(

@@ -1,8 +1,14 @@
-"""The flight recorder of a whole fleet: batches rerun, arrivals replayed, figures shown."""
+"""The flight recorder of a whole fleet: batches rerun, arrivals replayed, figures shown.
+
+Half of its job's results are rows, and the other half are in chunks: every reader of a job sees each of them.
+"""
 
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +17,9 @@ from producers import Client
 from producers.commands.main import main
 from results_store.records import Batch
 from results_store.store import Store
+from tests.end_to_end.conftest import SCRIPTED
+from tests.end_to_end.gateway_server import serving
+from tests.end_to_end.processes import fleet_in
 from workers import settings
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.what_if import recordings
@@ -18,13 +27,28 @@ from workers.commands.rerun import CannotRerun, rerun
 from workers.device.devices import cpu
 from workers.fleet.local import LocalFleet
 
+TASKS = ("echo", "place", "say", "shout")
+IN_CHUNKS = """
+[models.scripted.tasks.say]
+kind = "text-classification"
+[models.scripted.tasks.place]
+kind = "feature-extraction"
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """A fleet whose model has also labels with scores, and vectors."""
+    with fleet_in(tmp_path_factory.mktemp("shared"), SCRIPTED + IN_CHUNKS) as fleet:
+        yield fleet
+
 
 @pytest.fixture(scope="module")
 def ran(shared_fleet: LocalFleet) -> list[Batch]:
     """Batches of a job of 300 items, some alike, and of a few interactive ones; the oldest first, with their traces."""
     texts = [f"text {n % 250} " + "x" * (n % 40) for n in range(300)]
     with Client(shared_fleet.broker_url, shared_fleet.store_url) as client:
-        job = client.submit_many(("echo", "shout"), texts, priority="bulk")
+        job = client.submit_many(TASKS, texts, priority="bulk")
         for n in range(5):
             client.submit("echo", f"sleep 0.001 {n}", priority="interactive").result(timeout_s=60)
         job.wait(timeout_s=60)
@@ -52,7 +76,38 @@ def test_a_batch_runs_again_in_the_same_company(ran: list[Batch], shared_fleet: 
         again = rerun(store, settings.load(), cpu(), batch.id)
     assert (again.rows, again.padded_tokens) == (batch.rows, batch.padded_tokens)
     assert again.compared == batch.heads
-    assert again.differences == {"echo": 0.0, "shout": 0.0}
+    assert again.differences == dict.fromkeys(TASKS, 0.0)
+
+
+def test_every_reader_sees_rows_and_chunks(ran: list[Batch], shared_fleet: LocalFleet) -> None:
+    """The client, the gateway's lines, pages and items, a file, and SQL."""
+    with Client(shared_fleet.broker_url, shared_fleet.store_url) as client:
+        (status,) = [status for status in client.jobs() if status.items == 300]
+        job = client.job(status.id)
+        rows = list(job.results())
+        assert sorted((row.seq, row.task) for row in job.as_completed()) == [(row.seq, row.task) for row in rows]
+    keys = [(seq, task) for seq in range(300) for task in TASKS]
+    assert [(row.seq, row.task) for row in rows] == keys
+    assert (status.succeeded, status.total) == (1200, 1200)
+    with (
+        serving(shared_fleet.broker_url, shared_fleet.store_url) as served,
+        served.client(served.key("operators", operator=True)) as operator,
+    ):
+        lines = operator.get(f"/api/jobs/{job.id}/results").text.splitlines()
+        assert [(row["seq"], row["task"]) for row in map(json.loads, lines)] == keys
+        page = operator.get(f"/api/jobs/{job.id}/page", params={"limit": 7, "after_seq": 150, "after_task": "say"})
+        assert [(row["seq"], row["task"]) for row in page.json()["results"]] == keys[603:610]
+        items = operator.get(f"/api/jobs/{job.id}/items", params={"limit": 20, "after_seq": 69}).json()["items"]
+        assert [item["seq"] for item in items] == list(range(70, 90))
+        assert {len(item["results"]) for item in items} == {4}
+    told = CliRunner().invoke(main, ["results", job.id, "--format", "jsonl"])
+    assert [json.loads(line)["seq"] for line in told.output.splitlines()] == [seq for seq, _ in keys]
+    with closing(sqlite3.connect(shared_fleet.store_url.removeprefix("sqlite:///"))) as connection:
+        counts = [
+            connection.execute(f"SELECT count(*) FROM {table} WHERE job = ?", [job.id]).fetchone()[0]
+            for table in ("results", "result_chunks", "item_results")
+        ]
+    assert counts == [600, 10, 1200]
 
 
 def test_a_batch_whose_inputs_are_gone_cannot_run_again(ran: list[Batch], shared_fleet: LocalFleet) -> None:

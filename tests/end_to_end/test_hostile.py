@@ -81,6 +81,7 @@ def answered(client: Client, text: str, **options: str) -> None:
     assert until(submitted).result(timeout_s=60)["crc"] == zlib.crc32(text.encode())
 
 
+@pytest.mark.long
 def test_hostile_messages_on_two_workers_keep_no_slot(fleet: LocalFleet, client: Client, redis: Redis) -> None:
     """A thousand from a seed, of all kinds, on every list; `python -m benchmarks.hostile` sends a hundred thousand."""
     messages = iter(HostileMessages(1, "scripted", lanes=2, known=(client.submit("echo", "x").job, "unknown")))

@@ -59,12 +59,19 @@ class Rig:
     def __init__(self, store: Store, rows: int = 64) -> None:
         catalogue = Catalogue({}).with_models(
             {
-                "scripted": {"tasks": {"echo": "text-classification"}},
+                "scripted": {
+                    "tasks": {
+                        "echo": "text-classification",
+                        "say": "text-classification",
+                        "place": "feature-extraction",
+                    }
+                },
                 "counting": {"tasks": {"count": "text-classification"}},
             },
             where="fleet.toml",
         )
-        spec = ModelSpec("scripted", Path(), "1", {"echo": catalogue.tasks["echo"]})
+        scripted = {name: catalogue.tasks[name] for name in ("echo", "say", "place")}
+        spec = ModelSpec("scripted", Path(), "1", scripted)
         stepwise = ModelSpec("counting", Path(), "1", {"count": catalogue.tasks["count"]})
         served = {
             "scripted": ServedModel(ScriptedModel(spec), "1", Budget(cost=100_000, rows=rows)),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
 from sqlalchemy import text
 
-from results_store.records import ResultState
+from results_store.records import ResultState, Transaction
+from results_store.sql.chunks.packed_rows import packed
+from results_store.sql.columns import pack_vector
 from results_store.store import Store
-from tests.end_to_end.documents import DOCUMENTS, ROOT
+from tests.end_to_end.documents import DOCUMENTS, ROOT, blocks
 from tests.integration.rows import batch, new_envelope, result, submit
 
 _SQL = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -23,6 +27,22 @@ def queries() -> list[tuple[str, str]]:
         for text_ in [Path(path).read_text(encoding="utf-8")]
         for found in _SQL.finditer(text_)
     ]
+
+
+def test_the_vectors_of_a_job_are_read_as_described(store: Store) -> None:
+    """Two lines of docs/operations.md, whichever way the vectors are stored."""
+    [lines] = [block.text for block in blocks(ROOT / "docs" / "operations.md") if "FROM item_results" in block.text
+               and block.language == "python"]  # fmt: skip
+    submit(store, 2, items=10)
+    vectors = [result(seq, output=None, vector=pack_vector([seq, 0.5]), envelope=f"e{seq // 10}") for seq in range(20)]
+    chunks, _ = packed(vectors[:10])
+    store.transact(Transaction(results=vectors[10:], chunks=chunks))
+    with store._database.read() as connection:
+        cursor = connection.connection.cursor()
+        found: dict[str, Any] = {"connection": cursor, "numpy": numpy, "job": "job"}
+        exec(lines, found)
+        cursor.close()
+    assert found["vectors"].tolist() == [[seq, 0.5] for seq in range(20)]
 
 
 @pytest.mark.parametrize("query", [sql for _, sql in queries()], ids=[place for place, _ in queries()])

@@ -21,7 +21,16 @@ from hypothesis.stateful import (
 )
 
 from results_store.errors import UnknownJob
-from results_store.records import ALL_ITEMS, ALONE_AFTER_DEATHS, Claim, ResultState
+from results_store.records import (
+    ALL_ITEMS,
+    ALONE_AFTER_DEATHS,
+    Claim,
+    Result,
+    ResultChunk,
+    ResultState,
+    Transaction,
+)
+from results_store.sql.chunks.packed_rows import packed
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import metadata
 from results_store.store import Store
@@ -35,6 +44,7 @@ PICK = st.integers(0, 20)
 SOME = st.lists(PICK, min_size=1, max_size=3)
 WORKERS = st.sampled_from(["w1", "w2"])
 RARELY = st.sampled_from([False, False, False, True])
+CHUNKED = st.sampled_from([False, True])
 STATES = st.lists(st.sampled_from([ResultState.FAILED, ResultState.SUCCEEDED, *ResultState]), min_size=9, max_size=9)
 KINDS = ("ModelError", "DeviceLost")
 
@@ -76,6 +86,17 @@ class ModelEnvelope:
     @property
     def over(self) -> bool:
         return self.state in ("done", "dead")
+
+
+def in_chunks(rows: list[Result]) -> tuple[list[ResultChunk], list[Result]]:
+    """Return the succeeded results as chunks, one for an envelope, and the others."""
+    chunks: list[ResultChunk] = []
+    rest = [row for row in rows if row.state is not ResultState.SUCCEEDED]
+    for envelope in dict.fromkeys(row.envelope for row in rows):
+        own = [row for row in rows if row.envelope == envelope and row not in rest]
+        made, _ = packed(own, least=1)
+        chunks += made
+    return chunks, rest
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -208,10 +229,14 @@ class StoreMachine(RuleBasedStateMachine):
         kind=st.sampled_from(KINDS),
         how=st.sampled_from(["done", "done", "done", "dead", "partly", "short"]),
         drop_inputs=RARELY,
+        chunked=CHUNKED,
     )
-    def commit(self, which: list[int], states: list[ResultState], kind: str, how: str, drop_inputs: bool) -> None:
+    def commit(
+        self, which: list[int], states: list[ResultState], kind: str, how: str, drop_inputs: bool, chunked: bool
+    ) -> None:
         """Also of envelopes that are over, held by nobody, or known no longer: late copies do that. A `short` commit
-        leaves the last item out, and is no end unless that item has its result already.
+        leaves the last item out, and is no end unless that item has its result already. Succeeded results may come in
+        chunks, which nobody can tell from what is stored.
         """
         ids, rows, chosen = self.ids(which), [], iter(states)
         for id_ in ids:
@@ -222,18 +247,23 @@ class StoreMachine(RuleBasedStateMachine):
                     state = ResultState.FAILED
                 failed = state is ResultState.FAILED
                 error = {"kind": kind, "message": ""} if failed and how != "dead" else None
-                rows.append(result(item, job=envelope.job if envelope else "", envelope=id_, state=state, error=error))
+                output = [{"label": "sport", "score": 0.5}] if state is ResultState.SUCCEEDED else None
+                own = {"state": state, "error": error, "output": output}
+                rows.append(result(item, job=envelope.job if envelope else "", envelope=id_, **own))
                 if envelope:
                     stored = "TooManyAttempts" if how == "dead" else kind if failed else None
                     self.jobs[envelope.job].results.setdefault(item, (state, stored, self.now))
         over = ids if how != "partly" else []
-        self.store.commit(
-            rows,
+        chunks, rows = in_chunks(rows) if chunked else ([], rows)
+        part = Transaction(
+            results=rows,
+            chunks=chunks,
             done=over if how in ("done", "short") else (),
             dead=over if how == "dead" else (),
             drop_inputs=drop_inputs,
             at=self.now,
         )
+        self.store.transact(part)
         for envelope in self.known(over):
             if not envelope.over and not set(envelope.items) <= self.jobs[envelope.job].results.keys():
                 envelope.leased_until = self.now if envelope.state == "published" else None
@@ -244,12 +274,12 @@ class StoreMachine(RuleBasedStateMachine):
                 envelope.payload = False
         self.settle()
 
-    @rule(which=PICK, states=STATES, kind=st.sampled_from(KINDS))
-    def finish_a_job(self, which: int, states: list[ResultState], kind: str) -> None:
+    @rule(which=PICK, states=STATES, kind=st.sampled_from(KINDS), chunked=CHUNKED)
+    def finish_a_job(self, which: int, states: list[ResultState], kind: str, chunked: bool) -> None:
         job = self.job(which)
         places = [place for place, id_ in enumerate(self.all_envelopes) if self.owner(id_) == job]
         for place in places:
-            self.commit([place], states, kind, "done", drop_inputs=False)
+            self.commit([place], states, kind, "done", drop_inputs=False, chunked=chunked)
 
     @rule(which=SOME, worker=WORKERS)
     def renew(self, which: list[int], worker: str) -> None:

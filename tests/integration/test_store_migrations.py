@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -19,10 +20,11 @@ from sqlalchemy.exc import DBAPIError
 from results_store.errors import SchemaMismatch, StoreError
 from results_store.gateway.gateway_files import StoredFile
 from results_store.migrations.run import configuration, downgrade, upgrade
-from results_store.records import ResultState
+from results_store.records import ResultState, Transaction
+from results_store.sql.chunks.packed_rows import packed
 from results_store.sql.columns import pack_vector
 from results_store.sql.database import Database, Weight
-from results_store.sql.schema import COMPATIBLE, REVISION, VERSION_TABLE, metadata
+from results_store.sql.schema import CHUNKS, COMPATIBLE, REVISION, VERSION_TABLE, metadata
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration import batches_before
@@ -269,6 +271,51 @@ def test_code_of_an_older_revision_finds_its_own(store_url: str) -> None:
     downgrade(found, "0008")
     assert revisions(found) == ("0008", "0008")
     upgrade(found)
+    found.close()
+
+
+def test_chunks_are_stored_where_no_older_code_reads(store_url: str) -> None:
+    """Older readers would miss results in silence: a new database refuses them, an older one once it is told to."""
+    found = database(store_url)
+    upgrade(found)
+    assert revisions(found) == (CHUNKS, REVISION)
+    with Store(store_url) as store:
+        assert store.stores_chunks
+    downgrade(found, "0016")
+    upgrade(found)
+    assert revisions(found) == (COMPATIBLE, REVISION)
+    with Store(store_url) as store:
+        assert not store.stores_chunks
+        store.migrate(chunks=True)
+    for _ in range(2):
+        assert revisions(found) == (CHUNKS, REVISION)
+        upgrade(found)
+    with Store(store_url) as store:
+        assert store.stores_chunks
+    found.close()
+
+
+def test_results_in_chunks_become_rows_on_the_way_back(store_url: str) -> None:
+    """The older version finds each of them; a row that is there counts."""
+    found = database(store_url)
+    upgrade(found)
+    rows = [result(seq, key=f"k{seq}", output=[{"label": "a", "score": 0.25}], tokens=seq) for seq in range(10)]
+    vectors = [result(seq, "embedding", output=None, vector=pack_vector([seq, 0.5])) for seq in range(10)]
+    chunks, failed = packed([*rows, *vectors[:9], replace(vectors[9], state=ResultState.FAILED, vector=None)])
+    with Store(store_url) as store:
+        submit(store, items=20)
+        store.transact(Transaction(results=failed, chunks=chunks, done=["e0"], at=7.0))
+
+    downgrade(found, "0016")
+
+    with found.read() as connection:
+        columns = "seq, task, state, key, output, vector, tokens, stored_at"
+        there = connection.execute(text(f"SELECT {columns} FROM results ORDER BY seq, task")).all()
+    assert [row[:4] for row in there[:2]] == [(0, "embedding", "succeeded", None), (0, "topic", "succeeded", "k0")]
+    assert [row.state for row in there] == ["succeeded"] * 18 + ["failed", "succeeded"]
+    outputs = [json.loads(row.output) if isinstance(row.output, str) else row.output for row in there]
+    assert outputs[1::2] == [row.output for row in rows]
+    assert [row.vector for row in there][:-2:2] == [row.vector for row in vectors[:9]]
     found.close()
 
 

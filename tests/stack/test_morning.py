@@ -394,10 +394,10 @@ def all_is_done(morning: Morning) -> None:
     assert morning.sql("SELECT id, name FROM jobs WHERE finished_at IS NULL") == []
     assert morning.sql("SELECT state, count(*) FROM envelopes WHERE state <> 'done' GROUP BY state") == []
     [(totals, succeeded, cancelled)] = morning.sql("SELECT sum(total), sum(succeeded), sum(cancelled) FROM jobs")
-    [(results,)] = morning.sql("SELECT count(*) FROM results WHERE job IN (SELECT id FROM jobs)")
+    [(results,)] = morning.sql("SELECT count(*) FROM item_results WHERE job IN (SELECT id FROM jobs)")
     assert results == totals == succeeded + cancelled
     assert cancelled == UNWANTED
-    [(of_application,)] = morning.sql("SELECT count(*) FROM results WHERE job NOT IN (SELECT id FROM jobs)")
+    [(of_application,)] = morning.sql("SELECT count(*) FROM item_results WHERE job NOT IN (SELECT id FROM jobs)")
     assert of_application == 3 * (1 + APPLICATION)
     with morning.redis as redis:
         until(lambda: not redis.hlen("unacked") and not waiting_messages(redis))

@@ -46,7 +46,7 @@ def test_the_job_stands_in_postgresql_once_each(stack: Stack, job: Job) -> None:
     """What the client was told is what SQL says: one row an item and task, all of them computed by the one worker."""
     with psycopg.connect(stack.store_url) as connection:
         rows = connection.execute(
-            "SELECT task, state, count(*), count(DISTINCT seq) FROM results WHERE job = %s GROUP BY 1, 2 ORDER BY 1",
+            "SELECT task, state, count(*), count(DISTINCT seq) FROM item_results WHERE job = %s GROUP BY 1, 2 ORDER BY 1",
             [job.id],
         ).fetchall()
         devices = connection.execute("SELECT DISTINCT device, worker FROM batches").fetchall()

@@ -113,7 +113,8 @@ def _end_beside_threads(code: int) -> None:
 
 
 @click.command()
-def migrate() -> None:
+@click.option("--chunks", is_flag=True, help="Let workers store results in chunks: no older version may run.")
+def migrate(chunks: bool) -> None:
     """Create the store's schema, or migrate it to this version. Safe to repeat, and to run in several places at once.
 
     \b
@@ -123,7 +124,7 @@ def migrate() -> None:
     from results_store.store import Store
 
     url = Connection().store_url
-    Store(url).migrate()
+    Store(url).migrate(chunks=chunks)
     say(f"{masked(url)}: the schema is up to date")
 
 

@@ -24,6 +24,7 @@ from results_store.errors import InvalidRow
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
 from results_store.records import Claim, Claimed, Result, Transaction
+from results_store.sql.chunks.packed_rows import packed
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
 from workers.batching.steady_clock import steady_time
@@ -174,8 +175,11 @@ class Execution(Preparation):
         # without results, not even the items of a cancelled envelope can be named
         dead = claim is Claim.DEAD or (claim is Claim.CANCELLED and not portion.results)
         urgent = envelope.priority is Priority.INTERACTIVE
+        simple = claim is Claim.WORK and not (urgent or interrupted or envelope.pipeline)
+        chunks, rows = packed(portion.results) if simple and self.database.stores_chunks else ([], portion.results)
         transaction = Transaction(
-            results=portion.results,
+            results=rows,
+            chunks=chunks,
             done=() if dead else ended,
             dead=ended if dead else (),
             unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
@@ -187,7 +191,7 @@ class Execution(Preparation):
             writer.commit(transaction)
         except InvalidRow:  # an answer of a class of its own: its neighbours are right
             portion.results[:] = [outcomes.storable(row) for row in portion.results]
-            writer.commit(transaction)
+            writer.commit(transaction._replace(results=portion.results, chunks=()))
         if interrupted:
             # the computed results are stored: the unique key prevents a second write by the next run
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; the envelope returns to its queue")

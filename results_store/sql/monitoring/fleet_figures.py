@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import RowMapping, and_, case, func, select
 
+from results_store.records import Result
+from results_store.sql.chunks import stored_results
 from results_store.sql.columns import among, clock
 from results_store.sql.database import Database
 from results_store.sql.schema import DEAD, FAILED, UNFINISHED, envelopes, jobs, results
@@ -118,15 +120,26 @@ class FleetFigures:
 
     def times_of(self, items: Mapping[str, Collection[int]]) -> list[ItemTimes]:
         """Return the times of the succeeded results of these items (job → seqs), as far as they are stored."""
-        row = results.c
-        times = (row.queued_at, row.computed_at, row.stored_at)
         found: list[ItemTimes] = []
         with self._database.read() as connection:
-            for job, seqs in items.items():
-                wanted = select(row.task, jobs.c.priority, *times).join_from(results, jobs, row.job == jobs.c.id)
-                mine = (row.job == job, row.seq.in_(list(seqs)), *(time.is_not(None) for time in times))
-                found += [ItemTimes(**line) for line in connection.execute(wanted.where(*mine)).mappings()]
+            ask = stored_results.asking(connection)
+            known = select(jobs.c.id, jobs.c.priority).where(among(connection, jobs.c.id, list(items)))
+            for job, priority in connection.execute(known).all():
+                rows = stored_results.results_of(ask, job, items[job])
+                found += [times for row in rows if (times := _times(row, priority))]
         return found
+
+
+def _times(row: Result, priority: int) -> ItemTimes | None:
+    if row.queued_at is None or row.computed_at is None or row.stored_at is None:
+        return None
+    return ItemTimes(
+        task=row.task,
+        priority=priority,
+        queued_at=row.queued_at,
+        computed_at=row.computed_at,
+        stored_at=row.stored_at,
+    )
 
 
 def _demand(line: RowMapping) -> Demand:
