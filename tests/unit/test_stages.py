@@ -118,3 +118,14 @@ def test_an_absent_model_is_needed_by_the_first_deadline_of_its_own_items() -> N
     scheduler.add([Item(Waiting("c", 3, 1, 6.0, 10.0))])
     scheduler.absent = {"a": 1.0, "b": 1.0, "unwanted": 1.0}
     assert scheduler.needs() == {"a": Need(0, 3.0, 40.0), "b": Need(3, 1.0, 20.0), "c": Need(3, 6.0)}
+
+
+def test_a_batch_that_takes_longer_than_predicted_is_expected_to_take_as_much_longer_again() -> None:
+    """A device may have stalled: other nodes then compute what waits here."""
+    stages: Stages[str] = Stages()
+    assert stages.ahead_s(9.0) == (0.0, 0.0)
+    stages.give("first", 9, 2.0)
+    stages.give("second", 9, 1.0)
+    assert stages.ahead_s(0.5) == (2.5, 0.0)
+    assert stages.ahead_s(2.5) == (1.5, 0.0)
+    assert stages.ahead_s(6.0) == (5.0, 3.0)

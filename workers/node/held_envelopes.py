@@ -24,9 +24,6 @@ logger = logging.getLogger(__name__)
 #: A node that holds so many envelopes has work for its device, whatever part of the host they are in.
 CROWD = 4
 
-#: An envelope is given back so many times at most, so that it is computed somewhere.
-MOST_RETURNS = 3
-
 #: The share of the latest envelope in the work of a usual envelope.
 LATEST = 0.1
 
@@ -102,7 +99,7 @@ class HeldEnvelopes:
         """Note that an envelope's items are at the batcher."""
         urgent = envelope.priority is Priority.INTERACTIVE
         held.model, held.priority = envelope.model, int(envelope.priority)
-        held.may_return = may_return and held.returned < MOST_RETURNS
+        held.may_return = may_return
         held.group = group
         if not urgent:
             known, amount = self.usual.get(held.model), held.amount

@@ -19,7 +19,7 @@ from producers.wire.queues import model_of, redis_key
 from workers.batching.batcher import Batcher
 from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.planning.work_sharing import HOLD_S, LEAST_HELD, is_slow, takes, to_give_back
-from workers.node.held_envelopes import HeldEnvelopes
+from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
 from workers.node.peers import ModelWork, Peers
 
 #: A Redis list: its queue and its priority.
@@ -31,8 +31,11 @@ COOL_S = 0.3
 #: A device whose batch takes so much longer than predicted may have stalled.
 OVERDUE_S = 0.25
 
-#: A slow node takes an urgent envelope that its peers have left lying for so long, and others of a list that has become
-#: no shorter for so long.
+#: An envelope is given back so many times at most, so that it is computed somewhere.
+MOST_RETURNS = 3
+
+#: A slow node takes an urgent envelope that its peers have left lying for so long; others, and any if its device is
+#: overdue, of a list that has become no shorter for so long.
 URGENT_LEFT_S = 0.05
 LEFT_S = 5.0
 
@@ -118,7 +121,7 @@ class SharedIntake:
             elif model not in shared or self._may_take(model, priority, held.get((queue, priority), 0), own):
                 usual.append((queue, priority))
         self._turn += 1
-        newest, urgent = self._left_to_peers(left, own, of.lengths(left)) if left else ([], [])
+        newest, urgent = self._left_to_peers(left, own, of.lengths(left) if left else [], stalled)
         usual += urgent
         if newest and (not usual or self._turn % 2):
             return ChosenLists(newest, newest=True, all=False)
@@ -146,32 +149,32 @@ class SharedIntake:
         return self._held.usual.get(model) or self._peers.usual(model)
 
     def _left_to_peers(
-        self, lists: Sequence[Listed], own: Mapping[int, float], lengths: Sequence[int]
+        self, lists: Sequence[Listed], own: Mapping[int, float], lengths: Sequence[int], stalled: bool
     ) -> tuple[list[Listed], list[Listed]]:
         """Return the lists whose newest envelopes this slow node ends sooner, and the lists that peers leave lying."""
         newest, lying = [], []
         now, ahead_s = self._clock(), _until(own, max(own, default=0))
+        self._lying = {listed: known for listed, known in self._lying.items() if listed in lists}
         for (queue, priority), length in zip(lists, lengths, strict=True):
             since = self._lying_since((queue, priority), length, now)
-            model = model_of(queue)
-            rate, envelope = self._batcher.rates.get(model), self._usual(model)
-            if rate is None or envelope is None:
-                continue
-            if priority == Priority.INTERACTIVE:
-                if now - since >= URGENT_LEFT_S:
-                    lying.append((queue, priority))
-            elif now - since >= LEFT_S and ahead_s < HOLD_S:
+            urgent = priority == Priority.INTERACTIVE
+            if now - since >= (URGENT_LEFT_S if urgent and not stalled else LEFT_S):
                 lying.append((queue, priority))
-            elif now >= self._cool_until and takes(
-                ahead_s, rate.seconds(envelope), self._peers.of(model, envelope, rate), length
-            ):
+            elif not urgent and now >= self._cool_until and self._ends_sooner(model_of(queue), ahead_s, length):
                 newest.append((queue, priority))
         return newest, lying
 
+    def _ends_sooner(self, model: str, ahead_s: float, length: int) -> bool:
+        """Return whether this node ends the newest envelope of a list before its peers would."""
+        rate, envelope = self._batcher.rates.get(model), self._usual(model)
+        if rate is None or envelope is None:
+            return False
+        return takes(ahead_s, rate.seconds(envelope), self._peers.of(model, envelope, rate), length)
+
     def _lying_since(self, listed: Listed, length: int, now: float) -> float:
-        """Return the time since which a list has become no shorter."""
-        since, shortest = self._lying.get(listed, (now, length))
-        if not length or length < shortest:
+        """Return the time since which a list has messages and has become no shorter."""
+        since, before = self._lying.get(listed, (now, 0))
+        if not before or length < before:
             since = now
         self._lying[listed] = (since, length)
         return since
@@ -210,28 +213,27 @@ class SharedIntake:
         if not self._peers.living():
             return 0
         overdue = self._batcher.busy_s()[1] > OVERDUE_S
-        return sum(self._give_back(model, priority, own, overdue) for model, priority in self._returnable(overdue))
+        return sum(self._give_back(*line, mine, own) for line, mine in self._returnable(overdue).items())
 
-    def _returnable(self, overdue: bool) -> dict[tuple[str, int], None]:
-        """Return the models and priorities of the envelopes to be given back; of urgent ones if the device stalls."""
-        return dict.fromkeys(
-            (one.model, one.priority)
-            for one in self._held.now()
-            if one.may_return and (overdue or one.priority != Priority.INTERACTIVE)
-        )
+    def _returnable(self, overdue: bool) -> dict[tuple[str, int], list[HeldEnvelope]]:
+        """Return the envelopes that may be given back, by model and priority.
 
-    def _give_back(self, model: str, priority: int, own: Mapping[int, float], overdue: bool) -> int:
+        An overdue device gives back urgent envelopes too, and however often they were given back; but not those that it
+        runs: it may have stalled under such an envelope, which must not stall another node's.
+        """
+        stuck = self._batcher.running_groups() if overdue else []
+        found: defaultdict[tuple[str, int], list[HeldEnvelope]] = defaultdict(list)
+        for one in self._held.now():
+            usual = one.priority != Priority.INTERACTIVE and one.returned < MOST_RETURNS
+            if one.may_return and (usual or overdue) and one.group not in stuck:
+                found[one.model, one.priority].append(one)
+        return found
+
+    def _give_back(self, model: str, priority: int, mine: Sequence[HeldEnvelope], own: Mapping[int, float]) -> int:
         rate, envelope = self._batcher.rates.get(model), self._usual(model)
         if rate is None or envelope is None or not (peers := self._peers.of(model, envelope, rate)):
             return 0
         own_s = _until(own, priority)
-        # an envelope under which the device may have stalled must not stall another node's
-        stuck = self._batcher.running_groups() if overdue else []
-        mine = [
-            one
-            for one in self._held.now()
-            if one.may_return and (one.model, one.priority) == (model, priority) and one.group not in stuck
-        ]
         # those of which most is left come first, and of these the newest
         left = {one: rate.seconds(one.left) for one in mine}
         begun = [one for one in reversed(mine) if left[one] >= rate.seconds(one.amount) / 2]

@@ -16,6 +16,10 @@ B = TypeVar("B")
 DEPTH = 2
 
 
+#: A batch that runs for longer than so many times its prediction is overdue.
+OVERDUE_TIMES = 1.5
+
+
 @dataclass(slots=True, eq=False)
 class _Given(Generic[B]):
     batch: B
@@ -73,13 +77,14 @@ class Stages(Generic[B]):
     def ahead_s(self, running_s: float) -> tuple[float, float]:
         """Return the seconds until all batches are done, and those by which the running batch is overdue.
 
-        A batch that takes longer than predicted is expected to take as much longer again. Safe from any thread.
+        A batch that takes longer than predicted is expected to take as much longer again. It is overdue from
+        `OVERDUE_TIMES` its prediction on. Safe from any thread.
         """
         given = list(self._given)
         if not given:
             return 0.0, 0.0
         first, *staged = given
-        overdue_s = max(0.0, running_s - first.predicted_s)
+        overdue_s = max(0.0, running_s - OVERDUE_TIMES * first.predicted_s)
         return abs(first.predicted_s - running_s) + sum(each.predicted_s for each in staged), overdue_s
 
     def end(self, batch: B) -> None:
