@@ -12,7 +12,7 @@ CLIENTS := .venv-clients
 HELM := .venv-helm
 
 .PHONY: demo test check prose mutation bench plots install clean \
-	test-benchmarks test-celery test-clients test-edge test-faults test-folders test-gpu test-hostile test-kubernetes \
+	test-benchmarks test-celery test-clients test-edge test-faults test-folders test-gpu test-hostile test-kubernetes test-long \
 	test-media test-monitoring test-morning test-quiet test-stack test-training test-upgrade
 
 install: $(INSTALLED)
@@ -33,7 +33,7 @@ test: check
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 	$(BIN)/python -m tools.rooms
 
@@ -60,6 +60,11 @@ test-stack: $(INSTALLED)
 # A morning with the product: the part of test-stack that needs no Docker engine.
 test-morning: $(INSTALLED)
 	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack/test_morning.py -s
+
+# The long tests of models, recipes, clocks and fleets, and more hostile inputs: ten minutes. Before a release.
+test-long: $(INSTALLED)
+	ARGOSY_FUZZ_INPUTS=10000 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m long
+	ARGOSY_FUZZ_INPUTS=10000 $(BIN)/python -m pytest -n $(TESTERS) tests/unit/test_fuzz.py
 
 # The smallest runs of the benchmarks that take ten seconds and more; `make test` has the others'.
 test-benchmarks: $(INSTALLED)

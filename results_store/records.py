@@ -188,9 +188,10 @@ class Batch:
     `rows` went through the backbone for `items` items; `cached_rows` of them came from the feature cache. `tokens` are
     real, `padded_tokens` were computed (for images both count rows). `heads` and `priorities` count items by name and
     by value. The device was idle for `idle_s` before the batch. `predicted_s` is the batcher's prediction of
-    `forward_s`, if it had one. `loads` counts the models loaded since the worker's batch before. `trace` lists the
-    items: ``{"formed_at": …, "jobs": [id …], "items": [[job, seq, row, priority, cost, waited_ms] …]}``, where `job` is
-    an index into the ids, in the order of the batch.
+    `forward_s`, if it had one. `host_s` is the part of `idle_s` in which the device waited for the host, since its node
+    held many envelopes; None if it held few. `loads` counts the models loaded since the worker's batch before. `trace`
+    lists the items: ``{"formed_at": …, "jobs": [id …], "items": [[job, seq, row, priority, cost, waited_ms] …]}``,
+    where `job` is an index into the ids, in the order of the batch.
     """
 
     id: str
@@ -212,6 +213,7 @@ class Batch:
     cached_rows: int = 0
     loads: int = 0
     trace: dict[str, Any] | None = None
+    host_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

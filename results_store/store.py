@@ -1,8 +1,8 @@
 """The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
 Other tables have their own objects, which are attributes of `Store`: `tenants`, `flight` (the micro-batches),
-`figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files` and
-`file_batches`, and a site's `edge`.
+`figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files`,
+`file_batches` and `webhooks`, and a site's `edge`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from results_store.edge.edge_spool import EdgeSpool
 from results_store.gateway.api_keys import ApiKeys
 from results_store.gateway.gateway_batches import GatewayBatches
 from results_store.gateway.gateway_files import GatewayFiles
+from results_store.gateway.webhooks import Webhooks
 from results_store.records import (
     MAX_ATTEMPTS,
     Backlog,
@@ -62,6 +63,7 @@ class Store:
         self.keys = ApiKeys(self._database)
         self.files = GatewayFiles(self._database)
         self.file_batches = GatewayBatches(self._database)
+        self.webhooks = Webhooks(self._database)
         self.declarations = Declarations(self._database)
         self.tenants = Tenants(self._database)
         self.flight = FlightRecorder(self._database)

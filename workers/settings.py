@@ -24,7 +24,7 @@ from producers.wire.catalogue import Catalogue, Limits
 from producers.wire.connection import AdmissionSettings, Connection, checked_url
 from producers.wire.edge.edge_settings import EdgeSettings, edge_settings
 from producers.wire.errors import ConfigurationError
-from producers.wire.fleet_file import known, read_toml, typed
+from producers.wire.fleet_file import expanded, known, read_toml, typed
 from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
 from results_store.records import MAX_ATTEMPTS
@@ -43,6 +43,12 @@ _CHECKPOINT = "workers.models.huggingface:model_for"
 
 #: A model's name is part of its queues' names, in which a slash separates the lanes.
 _NAME = re.compile(r"[\w.@+-]+")
+
+#: The most seconds of a setting, three years: Python's locks take no time without bound.
+_MOST_S = 10**8
+
+#: A host from which workers fetch: see `workers.envelope.input_limits.InputLimits`.
+_HOST = re.compile(r"(https?://)?(\*\.)?[^\s/*@?#\[\]]+", re.IGNORECASE)
 
 #: The producers' limits, which are the workers' defaults.
 DEFAULT_LIMITS = Limits()
@@ -100,8 +106,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _at_least(self, 1, "max_attempts")
         _at_least(self, 0, "threads", "grace_s", "interactive_wait_s", "standard_wait_s")
         for name in self.__struct_fields__:
-            if name.endswith("_s") and not math.isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` must be a number of seconds")
+            if name.endswith("_s") and not getattr(self, name) <= _MOST_S:
+                raise ValueError(f"`{name}` must be a number of seconds, at most {_MOST_S:,}")
         for name in (
             "lease_s",
             "load_timeout_s",
@@ -125,7 +131,10 @@ def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT]i?B)", text.strip())
     if found is None and text:
         raise ValueError(f'`memory_budget` must be a size with its unit ({", ".join(_UNITS)}), as "6 GB"; not {text!r}')
-    return int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    size = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if size >= 2**63:
+        raise ValueError("`memory_budget` is more than any device has")
+    return int(size)
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +158,12 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_text_chars", "max_input_bytes")
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                forms = "host, host:port or *.domain, with http:// in front for plain http"
+                raise ValueError(f"`allowed_hosts` has {host!r}, which no URL is on; write {forms}")
+        if any(not root.strip() for root in self.allowed_roots):
+            raise ValueError("`allowed_roots` has an empty path; name a folder, or leave it out")
         _at_least(self, 0, "max_redirects")
         _at_least(self, LEAST_MEMORY_BYTES, "decode_memory_bytes")
         for name in ("fetch_timeout_s", "decode_s"):
@@ -239,7 +254,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def served(self) -> tuple[str, ...]:
         """The served models: those named by `worker.models`, or else all with a task."""
-        return self.worker.models or tuple(dict.fromkeys(task.model for task in self.catalogue.tasks.values()))
+        named = self.worker.models or (task.model for task in self.catalogue.tasks.values())
+        return tuple(dict.fromkeys(named))
 
     def used_by(self, name: str) -> list[str]:
         """Return the other models whose weights a model reads."""
@@ -262,7 +278,7 @@ def load(path: str | Path | None = None, *, environment: Mapping[str, str] = os.
     """
     built_in = built_in_tables()
     chosen = path or environment.get("ARGOSY_FLEET")
-    merged = _merge(built_in, _with_paths(read_toml(chosen), Path(chosen))) if chosen else built_in
+    merged = _merge(built_in, _with_paths(read_toml(chosen), expanded(chosen))) if chosen else built_in
     cascade = edge_settings(chosen) if chosen and "edge" in merged else None
     others = {name: table for name, table in _with_blob_url(merged, environment).items() if name != "edge"}
     return msgspec.structs.replace(_typed(others, str(chosen or "builtin.toml")), edge=cascade)
@@ -274,8 +290,9 @@ def built_in_tables() -> dict[str, Any]:
 
 
 def _with_paths(raw: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Let the paths of sources, and of options that are paths, count from the folder of the file that names them."""
+    """Let the paths of sources, of options that are paths, and of allowed folders count from the folder of the file."""
     base = file.absolute().parent
+    _let_count_from(base, raw.get("limits"), ("allowed_roots",))
     for kind in ("models", "data"):
         tables = raw.get(kind)
         for table in tables.values() if isinstance(tables, dict) else ():
@@ -292,7 +309,12 @@ def _let_count_from(base: Path, table: object, names: Iterable[str]) -> None:
     for name in names:
         value = table.get(name)
         if isinstance(value, str) and value.strip():
-            table[name] = str(_found(Path(value).expanduser(), base))
+            table[name] = str(_found(expanded(value), base))
+        elif isinstance(value, list):
+            named = [{name: one} for one in value]
+            for one in named:
+                _let_count_from(base, one, (name,))
+            table[name] = [one[name] for one in named]
         elif isinstance(value, dict):
             _let_count_from(base, value, [*value])
 
@@ -308,7 +330,7 @@ def _found(path: Path, base: Path) -> Path:
 
 def _with_blob_url(raw: dict[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """Let the environment override the file, as the client does."""
-    url, blobs = environment.get("ARGOSY_BLOB_URL"), raw.get("blobs", {})
+    url, blobs = environment.get("ARGOSY_BLOB_URL", "").strip(), raw.get("blobs", {})
     return {**raw, "blobs": {**blobs, "url": url}} if url and isinstance(blobs, dict) else raw
 
 

@@ -22,7 +22,8 @@ def verify(store_url: str, job: str, expected: Mapping[str, Sequence[Any]]) -> N
     if len(rows) != owed:
         raise Wrong(f"{len(rows):,} rows are stored, {owed:,} are owed")
     for seq, task, state, output, error in rows:
-        if state != "succeeded" or json.loads(output)[:1] != expected[task][seq]:  # the best label is the checksum
+        found = json.loads(output) if isinstance(output, str) else output  # PostgreSQL's driver has read it
+        if state != "succeeded" or found[:1] != expected[task][seq]:  # the best label is the checksum
             raise Wrong(f"item {seq}, {task}: {state} {output} {error}, not {expected[task][seq]}")
     (counted,) = _rows(store_url, "SELECT total, succeeded FROM jobs WHERE id = ?", [job])
     if counted != (owed, owed):
@@ -39,6 +40,17 @@ def first_batch_at(store_url: str, since: float) -> float:
     return float(found)
 
 
+def items_by_worker(store_url: str) -> dict[str, int]:
+    """Return the items that each node has computed."""
+    rows = _rows(store_url, "SELECT worker, sum(items) FROM batches GROUP BY worker", [])
+    return {worker: int(items) for worker, items in rows}
+
+
 def _rows(store_url: str, statement: str, values: list[Any]) -> list[Any]:
+    if not store_url.startswith("sqlite:"):
+        import psycopg
+
+        with psycopg.connect(store_url) as postgresql:
+            return postgresql.execute(statement.replace("?", "%s"), values).fetchall()
     with closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as connection:
         return connection.execute(statement, values).fetchall()

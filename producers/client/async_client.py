@@ -29,7 +29,7 @@ from producers.client.pending_results import PendingResult
 from producers.client.pipelines.pipeline import Pipeline, first_request
 from producers.client.pipelines.pipeline_job import AsyncPipelineJob, plan_of_job
 from producers.client.request import Request
-from producers.client.runtimes import LoopRuntime, Runtime
+from producers.client.runtimes import LoopRuntime, Runtime, timeout_of
 from producers.client.sending.chunks import ChunkSender
 from producers.client.sending.fingerprint import request_text
 from producers.client.sending.full_fleet import checked
@@ -316,6 +316,7 @@ class AsyncClient(OfThisProcess):
         `producers.value` returns a result's output or raises its error. Raises ResultTimeout if `timeout_s` passes
         first.
         """
+        timeout_s = timeout_of(timeout_s)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         arrived = self._runtime.queue()
         waiting = [(handle, self._runtime.promise()) for handle in handles]

@@ -15,7 +15,7 @@ from producers.client import notices
 from producers.client.fleet_link import FleetLink, OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.pending_results import PendingResult, value
-from producers.client.runtimes import Event
+from producers.client.runtimes import Event, timeout_of
 from producers.client.unseen_results import BLOCK, UnseenResults, items_of
 from producers.wire.errors import ResultTimeout
 from results_store.errors import StoreUnavailable
@@ -58,6 +58,7 @@ class AsyncHandle(OfThisProcess):
         Raises ItemFailed, ItemCancelled or ItemExpired for the first task that did not succeed (`results` returns all
         rows), ResultTimeout if `timeout_s` passes first (None waits without limit), and StoreUnavailable.
         """
+        timeout_s = timeout_of(timeout_s)
         promise = self._link.runtime.promise()
         self.tell(promise)
         try:
@@ -188,6 +189,7 @@ class AsyncWatched(OfThisProcess):
         Raises ResultTimeout if `timeout_s` passes first; None waits without limit. If the store is away meanwhile, it
         is asked again until `timeout_s`, or for `OUTAGE_S`. Then StoreUnavailable is raised; you may wait again.
         """
+        timeout_s = timeout_of(timeout_s)
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         unfinished = ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on. Wait again")
         outage = Outage(deadline)

@@ -11,7 +11,7 @@ from typing import Any
 from producers.client.redaction import redacted
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import plain, sendable
+from producers.wire.forms import as_float, parameters, plain, sendable
 from producers.wire.messages import Input, Item, Params, Priority
 
 
@@ -176,18 +176,16 @@ def _params(tasks: tuple[Task, ...], params: object, *, single: bool, field: str
         if not isinstance(values, Mapping):
             raise InvalidInput(where, f"must be a mapping of parameters, not {type(values).__name__}")
         if values:
-            checked[name] = sendable(plain(values), where)
+            checked[name] = parameters(values, where)
     return checked
 
 
 def _deadline(deadline_s: object) -> float | None:
     if deadline_s is None:
         return None
-    deadline_s = plain(deadline_s)
-    if isinstance(deadline_s, bool) or not isinstance(deadline_s, int | float):
+    given = as_float(deadline_s)
+    if given is None:
         raise InvalidInput("deadline_s", f"must be a number of seconds, not {type(deadline_s).__name__}")
-    if not math.isfinite(deadline_s) or deadline_s <= 0:
-        raise InvalidInput(
-            "deadline_s", f"must be more than 0 and finite, not {deadline_s}", "leave it out for no deadline"
-        )
-    return float(deadline_s)
+    if not math.isfinite(given) or given <= 0:
+        raise InvalidInput("deadline_s", f"must be more than 0 and finite, not {given}", "leave it out for no deadline")
+    return given

@@ -24,12 +24,12 @@ from collections.abc import (
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from numbers import Real
 from typing import Any, TypeAlias, TypeVar
 
 from producers.client.concurrency_limit import ConcurrencyLimit
 from producers.client.group_commit import Promise, settle
 from producers.wire.errors import ConfigurationError, InvalidInput, Overloaded
+from producers.wire.forms import as_float
 from results_store.loops.loop import TICK_S
 
 T = TypeVar("T")
@@ -113,10 +113,18 @@ class Runtime:
         """Forget the threads and the loop of the parent, in a forked child."""
 
 
-def _bearable(timeout_s: float | None) -> float | None:
-    """Return a timeout for Python's locks, which take neither negative nor very long ones. Raises InvalidInput."""
-    if timeout_s is not None and not isinstance(timeout_s, Real):
+def timeout_of(timeout_s: object) -> float | None:
+    """Return a caller's timeout. Raises InvalidInput, also for NaN, which breaks the order of a loop's timers."""
+    if timeout_s is None:
+        return None
+    given = as_float(timeout_s)
+    if given is None or math.isnan(given):
         raise InvalidInput("timeout_s", f"must be a number of seconds or None, not {timeout_s!r:.80}")
+    return given
+
+
+def _bearable(timeout_s: float | None) -> float | None:
+    """Return a timeout for Python's locks, which take neither negative nor very long ones."""
     return None if timeout_s is None or timeout_s > threading.TIMEOUT_MAX else max(0.0, timeout_s)
 
 

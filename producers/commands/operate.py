@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producers.wire.command_line import say
+from producers.wire.command_line import ROWS, say
 
 if TYPE_CHECKING:
     from producers.wire.connection import Connection
     from producers.wire.queues import RefusedMessage
     from results_store.records import DeadLetter
     from results_store.store import Store
+
+#: The longest duration: dates far off have no place in a calendar.
+_LONGEST_S = 100 * 366 * 86400
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
@@ -35,12 +38,15 @@ class Duration(click.ParamType[float]):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value))
         if match is None:
             self.fail(f"{value!r} is not a duration; write a number and a unit (s, m, h, d, w), e.g. 30d", param, ctx)
-        return float(match[1]) * _UNITS_S[match[2]]
+        seconds = float(match[1]) * _UNITS_S[match[2]]
+        if seconds > _LONGEST_S:
+            self.fail(f"{value!r} is over 100 years", param, ctx)
+        return seconds
 
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most envelopes to list.")
+@click.option("--limit", type=ROWS, default=20, show_default=True, help="The most envelopes to list.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object per envelope, with its inputs and tracebacks."
 )

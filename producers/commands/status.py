@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from producers.commands.submit_progress import watch
-from producers.wire.command_line import console, say
+from producers.wire.command_line import ROWS, console, say
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -25,7 +25,7 @@ EVERY_S = 1.0
 
 @click.command()
 @click.argument("job", required=False)
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most jobs to list.")
+@click.option("--limit", type=ROWS, default=20, show_default=True, help="The most jobs to list.")
 @click.option("--search", default="", metavar="TEXT", help="Only jobs with this text in their name, tenant or id.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, for programs.")
 @click.option("-w", "--watch", "watched", is_flag=True, help="Follow the progress until JOB is finished.")

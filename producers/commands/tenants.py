@@ -37,10 +37,13 @@ def show(*, as_json: bool) -> None:
 
 @tenants.command("set")
 @click.argument("name")
-@click.option("--weight", type=Finite(0, min_open=True), help="Its share, in proportion to other tenants' weights.")
+@click.option("--weight", type=Finite(1e-6, 1e6), help="Its share, in proportion to other tenants' weights.")
 @click.option("--rate", "max_items_per_s", type=Finite(0), help="The most items per second it may submit; 0: no limit.")
 @click.option(
-    "--in-flight", "max_in_flight", type=click.IntRange(0), help="The most items it may have in flight; 0: no limit."
+    "--in-flight",
+    "max_in_flight",
+    type=click.IntRange(0, 10**9),
+    help="The most items it may have in flight; 0: no limit.",
 )
 def configure(name: str, *, weight: float | None, max_items_per_s: float | None, max_in_flight: int | None) -> None:
     """Set a tenant's weight and limits; other settings stay. Workers and clients apply them within seconds.

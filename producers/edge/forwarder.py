@@ -29,7 +29,7 @@ from producers.wire.connection import Connection
 from producers.wire.edge.cascade_tasks import with_cascade
 from producers.wire.edge.edge_settings import EDGE, EdgeSettings, edge_settings
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded, without_text
-from producers.wire.fleet_file import read_toml
+from producers.wire.fleet_file import beside, read_toml, typed
 from producers.wire.live_nodes import NODES, node_key
 from producers.wire.messages import REFERENCE
 from producers.wire.publisher import Publisher, as_unavailable
@@ -59,8 +59,8 @@ async def forward(config: str | Path, where: Connection, stopping: asyncio.Event
     """Serve a site's cascade until `stopping` is set. Raises ConfigurationError."""
     settings, own = settings_of(config)
     key = settings.key(os.environ)
-    limits = read_toml(config).get("limits", {})
-    roots = Roots(tuple(limits.get("allowed_roots", ())), own.limits.max_input_bytes)
+    folders = typed(read_toml(config).get("limits", {}).get("allowed_roots", ()), tuple[str, ...], f"{config}: limits")
+    roots = Roots(tuple(str(beside(config, root)) for root in folders if root.strip()), own.limits.max_input_bytes)
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store(where.store_url))
         publisher = stack.enter_context(closing(Publisher(where.broker_url, where.look_up)))

@@ -7,15 +7,18 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from results_store.sql.columns import strict_json
+from results_store.sql.columns import json_of
 
 #: Lines sent together.
 LINES = 256
 
 
 def encoded(value: Any) -> bytes:
-    """Return JSON. Half of a surrogate pair, which JSON permits but UTF-8 does not, becomes U+FFFD."""
-    text = strict_json(value)
+    """Return JSON. Half of a surrogate pair, which JSON permits but UTF-8 does not, becomes U+FFFD.
+
+    A number that is not finite becomes null: one odd row must not cost the answer with all others.
+    """
+    text = json_of(value)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:

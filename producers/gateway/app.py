@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from producers.client.async_client import AsyncClient
 from producers.gateway import openai, problems
-from producers.gateway.gateway import Gateway
+from producers.gateway.duties.webhook_duty import WebhookDuty
+from producers.gateway.gateway import Gateway, check_query
 from producers.gateway.guard import REQUEST_ID, Guard
 from producers.gateway.openai import embeddings
 from producers.gateway.openai.batch_duty import BatchDuty
-from producers.gateway.openai.request_bodies import check_query
 from producers.gateway.routes import browsing, items, jobs, operations, page, result_downloads, streams
 from producers.gateway.settings import GatewaySettings
 
@@ -34,7 +34,6 @@ ROUTERS = (
     result_downloads.router,
     streams.router,
     operations.router,
-    page.router,
 )
 
 
@@ -46,8 +45,8 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
         async with connect() as client:
             gateway = Gateway(settings, client, detokenizer)
             app.state.gateway = gateway
-            async with BatchDuty(gateway) as batches:
-                app.state.batches = batches
+            async with BatchDuty(gateway) as batches, WebhookDuty(gateway) as webhooks:
+                app.state.batches, app.state.webhooks = batches, webhooks
                 yield
 
     tokenizer = settings.embedding_tokenizer
@@ -64,12 +63,14 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
     )
     # for OpenAPI alone: the guard checks the key
     keys = [Depends(HTTPBearer(auto_error=False, description="An API key of `argosy gateway keys add`."))]
-    routers = (operations.public, *ROUTERS, *openai.ROUTERS)
+    keys_and_query = [*keys, Depends(check_query)]
+    routers = (operations.public, *ROUTERS, page.router, *openai.ROUTERS)
     app.include_router(operations.public, responses=problems.RESPONSES)
     for router in ROUTERS:
-        app.include_router(router, responses=problems.RESPONSES, dependencies=keys)
+        app.include_router(router, responses=problems.RESPONSES, dependencies=keys_and_query)
+    app.include_router(page.router, dependencies=keys)
     for router in openai.ROUTERS:
-        app.include_router(router, responses=problems.OPENAI_RESPONSES, dependencies=[*keys, Depends(check_query)])
+        app.include_router(router, responses=problems.OPENAI_RESPONSES, dependencies=keys_and_query)
     problems.install(app, [route for router in routers for route in router.routes if isinstance(route, Route)])
     app.add_middleware(_Guarded)
     if settings.allowed_origins:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 
+#: The first second of the year 9999: earlier versions took an expiry that no calendar has.
+_LAST_DAY = 253_370_764_800
+
 
 class Origin(click.ParamType[str]):
     """The origin of a site, as browsers send it."""
@@ -73,6 +76,14 @@ class Origin(click.ParamType[str]):
     envvar="ARGOSY_GATEWAY_ALLOW_ORIGIN",
     help="Let pages of this site, such as https://app.example, use the API (CORS); * for all. May be repeated.",
 )  # fmt: skip
+@click.option(
+    "--webhook-secret", "webhook_secrets", multiple=True, metavar="SECRET", envvar="ARGOSY_GATEWAY_WEBHOOK_SECRET",
+    help="Sign webhooks with this secret, whsec_ and base64; with several, with each. Better set the variable.",
+)  # fmt: skip
+@click.option(
+    "--webhook-private", is_flag=True, envvar="ARGOSY_GATEWAY_WEBHOOK_PRIVATE",
+    help="Send webhooks to http URLs and to addresses that are not public, too.",
+)  # fmt: skip
 @click.pass_context
 def gateway(
     ctx: click.Context,
@@ -88,6 +99,8 @@ def gateway(
     max_file_mib: float,
     max_items: int,
     rate_per_s: float,
+    webhook_secrets: tuple[str, ...],
+    webhook_private: bool,
 ) -> None:
     """Serve the fleet over HTTP until Ctrl-C: REST, server-sent events, and OpenAI's endpoints.
 
@@ -104,6 +117,7 @@ def gateway(
 
     try:
         from producers.gateway.browsers import name_of
+        from producers.gateway.duties.webhook_message import key_of
         from producers.gateway.server import serve
         from producers.gateway.settings import GatewaySettings
     except ImportError as error:
@@ -117,7 +131,11 @@ def gateway(
         allowed_hosts=tuple(name_of(name) for name in allowed_hosts),
         allowed_origins=allowed_origins,
         embedding_tokenizer=embedding_tokenizer,
+        webhook_secrets=webhook_secrets,
+        webhook_private=webhook_private,
     )
+    for secret in webhook_secrets:
+        key_of(secret)
     serve(settings, host, port, health_port)
 
 
@@ -184,7 +202,7 @@ def remove(name: str) -> None:
 
 def _line(key: ApiKey) -> str:
     def when(at: float) -> str:
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(at, _LAST_DAY)))
 
     expiry = "never expires" if key.expires_at is None else f"expires {when(key.expires_at)}"
     role = "operator" if key.operator else "member"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from cachetools import LRUCache
 from fastapi import Depends, Request
+from pydantic import BaseModel
 
 from producers.client.async_client import AsyncClient
 from producers.client.async_handles import AsyncHandle
@@ -18,6 +19,8 @@ from producers.gateway.metrics.gateway_metrics import GatewayMetrics
 from producers.gateway.problems import Gone
 from producers.gateway.rates import HeldBytes, Rates
 from producers.gateway.settings import GatewaySettings
+from producers.wire.catalogue import Modality
+from producers.wire.errors import InvalidInput
 from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
 from results_store.records import JobFilter, JobStatus
@@ -26,6 +29,9 @@ T = TypeVar("T")
 
 #: Makes the text of token ids. Raises ValueError.
 Detokenizer: TypeAlias = Callable[[Sequence[int]], str]
+
+#: The forms of inputs that are files or have one.
+FILES: frozenset[Modality] = frozenset(("image", "audio", "video", "text-and-image"))
 
 #: Recent handles that are kept for callers who come back; older items are looked up in the store.
 HANDLES = 20_000
@@ -56,6 +62,12 @@ class Gateway:
     def drop(self, job: str, seq: int) -> None:
         self._handles.pop((job, seq), None)
 
+    async def takes_files(self, task: str | Sequence[str]) -> bool:
+        """Return whether the inputs of a task, or of several tasks, are files. An unknown task takes none."""
+        names = (task,) if isinstance(task, str) else task
+        tasks = (await self.client.catalogue()).tasks
+        return any(tasks[name].kind.modality in FILES for name in names if name in tasks)
+
     async def job(self, id_: str, caller: Caller) -> JobStatus:
         """Return a job. Raises UnknownJob, also for another tenant's job."""
         if not is_id(id_):
@@ -78,6 +90,20 @@ class Gateway:
         return await self.client.ask(
             lambda store: store.jobs(limit=limit, before=before, tenant=caller.scope, text=text, having=having)
         )
+
+
+async def check_query(request: Request) -> None:
+    """Raise InvalidInput for a parameter of the query that the route does not have: it would be ignored."""
+    known = [name for parameter in request.scope["route"].dependant.query_params for name in _names(parameter)]
+    if unknown := next((name for name in request.query_params if name not in known), None):
+        remedy = f"leave it out; the parameters are: {', '.join(known)}" if known else "leave it out"
+        raise InvalidInput(unknown, "is not a parameter of the query here", remedy)
+
+
+def _names(parameter: Any) -> Iterable[str]:
+    """Return the names of a parameter of a route: those of its fields, if it is a model."""
+    kind = parameter.field_info.annotation
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else [parameter.alias]
 
 
 # FastAPI calls a dependency that is no coroutine in a thread

@@ -156,6 +156,8 @@ def problem(error: Exception) -> Problem:
         return error
     if isinstance(error, RequestValidationError):
         return _invalid(error)
+    if isinstance(error, HTTPException) and isinstance(error.__cause__, ValueError | RecursionError):
+        return _unreadable(error.__cause__)
     if isinstance(error, HTTPException):
         kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "")
         return Problem(error.status_code, kind, str(error.detail), headers=dict(error.headers or {}))
@@ -284,6 +286,12 @@ def _invalid(error: RequestValidationError) -> Problem:
         return Problem(400, "InvalidJson", f"the body is not JSON: {reason} at character {place[-1] if place else 0}")
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".") or "body"
     return Problem(422, "InvalidInput", f"{field}: {first['msg']}", field=field, remedy="see /openapi.json")
+
+
+def _unreadable(cause: BaseException) -> Problem:
+    """Return the problem for a body of JSON that ends Python's reader, of which FastAPI tells no reason."""
+    reason = "it has lists and objects within each other too many times" if isinstance(cause, RecursionError) else cause
+    return Problem(400, "InvalidJson", f"the body is not JSON: {reason}")
 
 
 def _text(error: Exception) -> str:

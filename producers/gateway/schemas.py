@@ -7,10 +7,11 @@ import binascii
 import json
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from producers.client.request import NewItem
+from producers.client.sending.submission import MOST_NAME_CHARS
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, PathInput, UrlInput
 
@@ -30,6 +31,15 @@ MOST_OPENED = 3_000_000
 #: A text that the store is queried for. Control characters are excluded because PostgreSQL cannot store them.
 Word = Annotated[str, Field(pattern=r"^[\w.:+@ -]*$", max_length=200)]
 
+Webhook = Annotated[
+    str | None,
+    Field(
+        max_length=2000,
+        description="Where to POST that the job has finished, as Standard Webhooks do; see docs/gateway.md.",
+        examples=["https://app.example/hooks/argosy"],
+    ),
+]
+
 PriorityName = Literal["interactive", "standard", "bulk"]
 
 #: The largest number that both databases hold.
@@ -45,8 +55,19 @@ Task = Annotated[
 Params = Annotated[
     dict[str, Any] | None, Field(description="The task's parameters; by task name if there are several tasks.")
 ]
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number of seconds, not true or false")  # noqa: TRY004 - pydantic's errors are values
+    return value
+
+
+#: A number of seconds. To pydantic, true would be one second.
+Seconds = Annotated[float, BeforeValidator(_no_truth_value)]
+
 DeadlineS = Annotated[
-    float | None, Field(gt=0, le=MAX_COUNT, description="Items not computed within so many seconds expire.")
+    Seconds | None, Field(gt=0, le=MAX_COUNT, description="Items not computed within so many seconds expire.")
 ]
 AnyInput = Annotated[
     Any,
@@ -112,22 +133,23 @@ class NewOne(Asked):
     priority: PriorityName = "interactive"
     key: str | None = Field(None, description="Your own identifier, kept with the result.")
     durable: bool = Field(True, description="Store the item before accepting it. Otherwise a crash may lose it.")
-    wait_s: float = Field(0, ge=0, le=3600, description="Time to wait for the result, in seconds; 120 at most.")
+    wait_s: Seconds = Field(0, ge=0, le=3600, description="Time to wait for the result, in seconds; 120 at most.")
 
 
 class SubmissionOptions(Asked):
     """The options that all items of a job share."""
 
     priority: PriorityName = "bulk"
-    name: str | None = Field(None, max_length=500)
+    name: str | None = Field(None, max_length=MOST_NAME_CHARS)
     idempotency_key: str | None = Field(
         None,
         min_length=1,
-        max_length=500,
+        max_length=MOST_NAME_CHARS,
         description="Submitting again with the same key and inputs adds nothing twice.",
     )
-    ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT, description="Purge the job so many seconds after its end.")
+    ttl_s: Seconds | None = Field(None, gt=0, le=MAX_COUNT, description="Purge the job so many seconds after its end.")
     on_error: Literal["stop", "skip"] = Field("stop", description="On an invalid input, stop or skip it.")
+    webhook: Webhook = None
 
 
 class NewJobBody(SubmissionOptions):
@@ -153,10 +175,11 @@ class LinesOptions(Body):
     params: str | None = Field(None, description="Parameters, as JSON.")
     deadline_s: DeadlineS = None
     priority: PriorityName = "bulk"
-    name: str | None = Field(None, max_length=500)
-    idempotency_key: str | None = Field(None, min_length=1, max_length=500)
+    name: str | None = Field(None, max_length=MOST_NAME_CHARS)
+    idempotency_key: str | None = Field(None, min_length=1, max_length=MOST_NAME_CHARS)
     ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT)
     on_error: Literal["stop", "skip"] = "stop"
+    webhook: Webhook = None
 
     def options(self) -> SubmissionOptions:
         """Return the options as the options of any job. Raises InvalidInput."""
@@ -180,7 +203,7 @@ class Replay(Body):
 
 
 def input_of(value: object, field: str) -> object:
-    """Return an input in the client's form. Raises InvalidInput for invalid base64."""
+    """Return the input of a task for files in the client's form. Raises InvalidInput for invalid base64."""
     if isinstance(value, dict) and value.keys() == {"text", "image"}:
         return value | {"image": input_of(value["image"], f"{field}.image")}
     if not isinstance(value, dict) or len(value) != 1:
@@ -200,10 +223,14 @@ def input_of(value: object, field: str) -> object:
         raise InvalidInput(f"{field}.bytes", f"is not base64: {error}") from error
 
 
-def item_of(value: object, place: str) -> NewItem:
-    """Return the item of an entry: an input, or an object with `input`, `key` and `params`. Raises InvalidInput."""
+def item_of(value: object, place: str, *, files: bool) -> NewItem:
+    """Return the item of an entry: an input, or an object with `input`, `key` and `params`. Raises InvalidInput.
+
+    Only for tasks that take `files` is an input read as one: a row or JSON may have columns of any names.
+    """
     if not isinstance(value, dict) or "input" not in value:
-        return NewItem(input_of(value, place), origin=place)
+        return NewItem(input_of(value, place) if files else value, origin=place)
     if unknown := sorted(set(value) - {"input", "key", "params"}):
         raise InvalidInput(f"{place}.{unknown[0]}", "is not a field of an item", "the fields are: input, key, params")
-    return NewItem(input_of(value["input"], f"{place}.input"), value.get("key"), value.get("params"), origin=place)
+    content = input_of(value["input"], f"{place}.input") if files else value["input"]
+    return NewItem(content, value.get("key"), value.get("params"), origin=place)

@@ -66,6 +66,9 @@ def _check_address(host: str, port: int, option: str) -> None:
             with socket.socket(family, kind) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "no name of a host"
+        raise ConfigurationError(f"--host: {host}: {reason}; give an address of this machine") from error
     except OSError as error:
         raise ConfigurationError(f"{option}: {host}:{port}: {error.strerror}; choose another one") from error
 

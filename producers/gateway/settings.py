@@ -20,6 +20,9 @@ class GatewaySettings:
     process may not open as many connections.
 
     While the fleet is full, the items of a body wait up to `patience_s`, those of a stream up to `max_wait_s`.
+    A webhook is signed with each of `webhook_secrets`; without any, submissions with a webhook are refused.
+    `webhook_private` sends to http URLs and to addresses that are not public, too.
+
     `batch_window_s` is the time limit of an OpenAI batch; every `batch_look_s` the gateway looks for open batches.
     """
 
@@ -37,6 +40,9 @@ class GatewaySettings:
     batch_window_s: float = 24 * 3600.0
     batch_look_s: float = 5.0
     store_timeout_s: float = 10.0
+
+    webhook_secrets: tuple[str, ...] = ()
+    webhook_private: bool = False
 
     #: The `tokenizer.json` whose token ids /v1/embeddings reads.
     embedding_tokenizer: Path | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from producers.wire.messages import Priority
 from results_store.export.text_export import plain
+from results_store.gateway.webhooks import Webhook
 from results_store.records import JobStatus, Result
 
 
@@ -19,6 +20,19 @@ def job_view(job: JobStatus) -> dict[str, Any]:
         "done": job.done,
         "finished": job.finished,
         "state": job.state,
+    }
+
+
+def webhook_view(webhook: Webhook) -> dict[str, Any]:
+    """Return what came of a job's webhook. Its path and query may hold a secret of the receiver's."""
+    state = "waiting" if webhook.next_at is not None else "given up" if webhook.error else "delivered"
+    return {
+        "host": webhook.host,
+        "state": "retrying" if state == "waiting" and webhook.attempts else state,
+        "attempts": webhook.attempts,
+        "attempted_at": webhook.attempted_at,
+        "status": webhook.status,
+        "error": webhook.error,
     }
 
 

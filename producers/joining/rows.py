@@ -5,7 +5,6 @@ Both come in the order of the rows, so memory holds a single row of each.
 
 from __future__ import annotations
 
-import json
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from producers.sources.cells import Cell
 from producers.sources.media import Record
 from producers.wire.errors import InvalidInput
 from results_store.records import Result, ResultState
-from results_store.sql.columns import text
+from results_store.sql.columns import json_of, text
 
 if TYPE_CHECKING:
     from producers.client.request import Request
@@ -134,11 +133,7 @@ def plain_value(value: Any) -> Any:
 
 def as_json(value: Any) -> str:
     """Return a value as JSON, with null for the numbers that JSON does not have."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=plain_value, allow_nan=False)
-    except ValueError:
-        whole = json.loads(json.dumps(value, default=plain_value), parse_constant=lambda name: None)
-        return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
+    return json_of(value, plain_value)
 
 
 def output_of(result: Result | None) -> Any:

@@ -22,5 +22,9 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename = str(path)  # the name that people know
+        raise
     finally:
         part.unlink(missing_ok=True)

@@ -13,11 +13,11 @@ import msgspec
 
 from producers.wire import forms
 from producers.wire.errors import ConfigurationError, InvalidInput, UnknownTask
-from producers.wire.fleet_file import known, read_toml, typed
+from producers.wire.fleet_file import known, read_fleet, typed
 from producers.wire.forms import Limits, Modality
 from producers.wire.kinds import KINDS, Kind
 from producers.wire.kinds.custom import CUSTOM
-from producers.wire.messages import Input, JsonInput, Params
+from producers.wire.messages import MOST_NAME, Input, JsonInput, Params
 from producers.wire.validation import json_schema
 
 __all__ = ["KINDS", "Catalogue", "Kind", "Limits", "Modality", "Task"]
@@ -88,7 +88,7 @@ class Catalogue:
 
         Raises ConfigurationError, naming the setting, if the file or a task in it is wrong.
         """
-        file = read_toml(path)
+        file = read_fleet(path)
         table = typed(file.get("limits", {}), dict[str, Any], f"{path}: limits")
         names = [field.name for field in fields(Limits)]  # the others are workers'
         for name in table:
@@ -157,6 +157,8 @@ def _task(name: str, model: str, table: object, setting: str) -> Task:
 
     The table itself may hold the kind's required parameters (a prompt, labels).
     """
+    if not name.strip() or not name.isprintable() or len(name) > MOST_NAME:  # the store keeps it with each result
+        raise ConfigurationError(f"{setting}: name a task by 1 to {MOST_NAME} printable characters")
     given: dict[str, Any] = table if isinstance(table, dict) else {"kind": table}
     kind, params = given.get("kind"), given.get("params", {})
     if kind in _UNSERVED:

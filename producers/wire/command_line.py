@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -108,6 +110,10 @@ def console() -> Console:
     return shown
 
 
+#: A number of rows, within what both databases hold.
+ROWS = click.IntRange(1, 10**9)
+
+
 class Finite(click.FloatRange):
     """A finite number in a range: refuses "nan" and "inf", which Python's float accepts."""
 
@@ -147,6 +153,7 @@ class CommandLine(click.Group):
 
         A reader of the output that stops early, like ``head``, is no failure.
         """
+        _prepare_streams()
         try:
             code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
             if sys.stdout is not None:
@@ -171,6 +178,19 @@ class CommandLine(click.Group):
         except OSError as error:
             _fail(_about_file(error), FAILED)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Write UTF-8 in any locale: a name or a row that the locale's encoding does not have would end the command.
+
+    A stream that the caller has closed is an empty one.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -26,7 +26,7 @@ from producers.wire.blobs import BlobSettings
 from producers.wire.catalogue import Catalogue
 from producers.wire.edge.cascade_tasks import programs_catalogue
 from producers.wire.errors import ConfigurationError, InvalidInput
-from producers.wire.fleet_file import read_toml, typed
+from producers.wire.fleet_file import expanded, read_fleet, typed
 from producers.wire.messages import Priority
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     def __post_init__(self) -> None:
         for name, most_s in self.max_queued_s.items():
-            if most_s <= 0:
+            if not most_s > 0:
                 raise ValueError(f"`max_queued_s.{name}` must be over 0")
 
     @property
@@ -140,14 +140,14 @@ class Connection:
     def admission(self) -> AdmissionSettings:
         """The ``[admission]`` table of the same file. Raises ConfigurationError."""
         path = self.fleet_file
-        return typed(read_toml(path).get("admission", {}) if path else {}, AdmissionSettings, f"{path}: admission")
+        return typed(read_fleet(path).get("admission", {}) if path else {}, AdmissionSettings, f"{path}: admission")
 
     @property
     def blobs(self) -> BlobSettings:
         """The ``[blobs]`` table of the same file. ``ARGOSY_BLOB_URL`` overrides its URL. Raises ConfigurationError."""
         path = self.fleet_file
-        blobs = typed(read_toml(path).get("blobs", {}) if path else {}, BlobSettings, f"{path}: blobs")
-        url = self.environment.get("ARGOSY_BLOB_URL")
+        blobs = typed(read_fleet(path).get("blobs", {}) if path else {}, BlobSettings, f"{path}: blobs")
+        url = self.environment.get("ARGOSY_BLOB_URL", "").strip()
         return msgspec.structs.replace(blobs, url=url) if url else blobs
 
     @property
@@ -171,7 +171,7 @@ class Connection:
         if given is not None:
             return checked_url(given, part, f"{part}_url")
         variable = _variable(part)
-        url = self.environment.get(variable)
+        url = self.environment.get(variable, "").strip()
         if not url:
             return None
         return self._with_password(checked_url(url, part, variable), part)
@@ -208,11 +208,16 @@ class Connection:
 
 
 def home(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of the local fleet: ``ARGOSY_HOME``, or ``argosy`` in the user's data folder."""
+    """Return the folder of the local fleet: ``ARGOSY_HOME``, or ``argosy`` in the user's data folder.
+
+    Raises ConfigurationError if the user has no folder.
+    """
     if environment.get("ARGOSY_HOME"):
-        return Path(environment["ARGOSY_HOME"])
-    data = environment.get("XDG_DATA_HOME")
-    return (Path(data) if data else Path.home() / ".local" / "share") / "argosy"
+        return expanded(environment["ARGOSY_HOME"])
+    data = expanded(environment.get("XDG_DATA_HOME") or "~/.local/share")
+    if data.parts[0].startswith("~"):
+        raise ConfigurationError("this user has no home folder; set ARGOSY_HOME, or HOME")
+    return data / "argosy"
 
 
 def without_secrets(environment: Mapping[str, str] = os.environ, *, keep: tuple[str, ...] = ()) -> dict[str, str]:
@@ -251,7 +256,11 @@ def _variable(part: Part) -> str:
 
 
 def checked_url(url: str, part: Part, where: str) -> str:
-    """Return a URL of the broker or the store. Raises ConfigurationError, whose message begins with `where`."""
+    """Return a URL of the broker or the store. Raises ConfigurationError, whose message begins with `where`.
+
+    White space around it is dropped: a secret that is mounted as a file often ends with a line feed.
+    """
+    url = url.strip()
     # SQLAlchemy names a driver after a plus (sqlite+pysqlite); the scheme proper stands before it
     scheme = url.partition("://")[0].partition("+")[0]
     if "://" not in url or scheme not in _SCHEMES[part]:
@@ -261,7 +270,15 @@ def checked_url(url: str, part: Part, where: str) -> str:
             f"{where}: a sign in the user or the password ends them for readers of URLs; write # as %23, / as %2F, "
             "? as %3F, [ as %5B, @ as %40 and % as %25"
         )
+    if part == "broker" and not _names_database(url):
+        raise ConfigurationError(f"{where}: write the number of Redis' database as the path, as in redis://host:6379/2")
     return url
+
+
+def _names_database(url: str) -> bool:
+    """Return whether clients and workers find the same database in a URL. Some see 0 where others see an error."""
+    parts = urlsplit(url)
+    return re.fullmatch(r"/?\d*", parts.path) is not None and "db" not in parse_qs(parts.query)
 
 
 def _is_cut(url: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable
@@ -19,14 +20,43 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 _MISSING = re.compile(r"Object missing required field `(.+)`")
 
 
+#: The tables of a ``fleet.toml``. Each program reads its own; workers refuse all other names.
+TABLES = ("worker", "limits", "models", "data", "admission", "blobs", "broker", "store", "edge")
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the user's folder in place of ``~``, if that folder is known."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - `Path.expanduser` raises for a user without a folder
+
+
+def beside(file: str | Path, path: str) -> Path:
+    """Return a path that a file names: a relative one counts from the file's folder."""
+    return expanded(file).absolute().parent / expanded(path)
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the content of a TOML file. Raises ConfigurationError."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        return tomllib.loads(expanded(path).read_text(encoding="utf-8-sig"))  # Windows' editors begin it with a mark
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error}; save it as UTF-8") from error
+    except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}; check --config and ARGOSY_FLEET") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
+
+
+def read_fleet(path: str | Path) -> dict[str, Any]:
+    """Return the content of a ``fleet.toml`` for a program that reads some of its tables. Raises ConfigurationError.
+
+    A table with almost the name of another is refused: nobody would be told that a misspelt ``[limits]`` redacts
+    nothing.
+    """
+    file = read_toml(path)
+    for name in file:
+        if name not in TABLES and get_close_matches(name.lower(), TABLES, cutoff=0.8):
+            raise ConfigurationError(f"{path}: {name}: no such table; {known(name.lower(), TABLES)}")
+    return file
 
 
 def typed(value: object, form: type[T], where: str) -> T:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -89,8 +90,16 @@ def sendable(value: T, field: str) -> T:
     return value
 
 
+def parameters(values: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Return parameters as an envelope carries them. Raises InvalidInput, also for a number that JSON makes null."""
+    found: dict[str, Any] = plain(values)
+    for place, problem in json_schema.not_json(found):
+        raise InvalidInput(json_schema.within(field, place), problem, "give a finite number, or leave it out")
+    return sendable(found, field)
+
+
 def plain(value: Any) -> Any:
-    """Return a value with its subclasses of text and its numbers of NumPy as Python's own, also in lists and mappings.
+    """Return a value with its subclasses of text, decimals and numbers of NumPy as Python's own, also in its parts.
 
     Messages carry no other types.
     """
@@ -100,9 +109,21 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     if isinstance(value, str):
         return str.__str__(value)  # `str` of an enum's member would be its name
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
         return value
-    return int(value) if isinstance(value, Integral) else float(value)
+    return int(value) if isinstance(value, Integral) else as_float(value)
+
+
+def as_float(value: object) -> float | None:
+    """Return a number as a float, or None if the value is none. A number over the range of floats is infinite."""
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # of Python's integers and fractions, which have no bound
+        return math.inf if value > 0 else -math.inf
+    except ValueError:  # of a decimal that signals that it is no number
+        return math.nan
 
 
 def check_text(value: object, limits: Limits, field: str) -> str:
@@ -143,6 +164,10 @@ def _as_text(value: object, field: str) -> str:
     raise InvalidInput(field, f"must be text, not {type(value).__name__}", remedy)
 
 
+#: The beginning of a URL, also of one that holds the bytes themselves. A single letter may be a drive.
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]+://|data:)", re.IGNORECASE)
+
+
 def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
     """Return a file's bytes as an input, or the path or URL of the file."""
     if isinstance(value, Path):
@@ -158,10 +183,12 @@ def _check_file(what: str, value: object, limits: Limits, field: str) -> Input:
         return value
     if isinstance(value, str):
         text = str.__str__(value)
-        value = UrlInput(text) if text.startswith(("http://", "https://")) else PathInput(text)
+        value = UrlInput(text.strip()) if _SCHEME.match(text) else PathInput(text)
     if isinstance(value, PathInput | UrlInput):
         if not (value.path if isinstance(value, PathInput) else value.url):
             raise InvalidInput(field, "is empty", "send bytes, a path or a URL")
+        if isinstance(value, UrlInput) and not value.url.lower().startswith(("http://", "https://")):
+            raise InvalidInput(field, "is no http or https URL", "send the bytes, a path or an https URL")
         return sendable(value, field)
     raise InvalidInput(field, f"must be bytes, a path or a URL, not {type(value).__name__}")
 
@@ -211,9 +238,8 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
     The columns of a list are named by their places: ``"0"``, ``"1"`` ….
     """
     values = value.values if isinstance(value, RowInput) else value
-    listed = values.tolist() if hasattr(values, "tolist") else values
-    if isinstance(listed, list | tuple):
-        values = value = {str(place): one for place, one in enumerate(listed)}
+    if not isinstance(values, Mapping):
+        values = value = _columns_of(values)
     if not isinstance(values, Mapping) or not values:
         raise InvalidInput(field, "must be an object of columns and values", 'for example {"age": 44, "smoker": "no"}')
     if not _PLAIN.issuperset(map(type, (*values, *values.values()))):
@@ -231,12 +257,31 @@ def _check_row(value: object, limits: Limits, field: str) -> Input:
     return value if isinstance(value, RowInput) else RowInput(dict(values))
 
 
+def _columns_of(values: Any) -> object:
+    """Return the columns of a row that is no mapping. Rows of pandas and of SQLAlchemy and named tuples name them
+    themselves; those of lists and arrays are the places of their values.
+    """
+    for method in ("_asdict", "to_dict"):
+        named = getattr(values, method, dict)()
+        if any(isinstance(name, str) for name in named):
+            return named
+    names = getattr(getattr(values, "dtype", None), "names", None)  # of a structured array
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(listed, list | tuple):
+        return values
+    return dict(zip(names or map(str, range(len(listed))), listed, strict=True))
+
+
 def _check_json(value: object, limits: Limits, field: str) -> Input:
-    """Return JSON of any form. Arrays are converted with their `tolist`."""
-    given = _as_json(value.value if isinstance(value, JsonInput) else value)
+    """Return JSON of any form. Arrays and numbers of NumPy are converted with their `tolist`."""
+    given = value.value if isinstance(value, JsonInput) else value
     try:
         for place, problem in json_schema.not_json(given):
             raise InvalidInput(json_schema.within(field, place), problem, "give it JSON")
+        converted: list[object] = []
+        given = msgspec.to_builtins(given, enc_hook=partial(_as_builtin, converted.append))
+        if converted and (fault := next(json_schema.not_json(given), None)):
+            raise InvalidInput(json_schema.within(field, fault[0]), fault[1], "give it JSON")
         size = len(msgspec.json.encode(given))
     except RecursionError as error:
         raise InvalidInput(field, "is nested too deeply", "send a flatter object") from error
@@ -244,21 +289,17 @@ def _check_json(value: object, limits: Limits, field: str) -> Input:
         raise InvalidInput(field, f"is not JSON: {error}", "give texts, numbers, lists and objects") from error
     if size > limits.max_text_chars:
         raise InputTooLarge(field, f"has {size:,} bytes, over {limits.max_text_chars:,}", "send it in parts")
-    return JsonInput(msgspec.to_builtins(given))
+    return JsonInput(given)
 
 
-def _as_json(value: object) -> object:
-    """Return JSON as it was given: the gateway reads some objects as files, before it knows the task's form."""
-    match value:
-        case InlineBytes(data):
-            return {"bytes": base64.b64encode(data).decode()}
-        case PathInput(path):
-            return {"path": path}
-        case UrlInput(url):
-            return {"url": url}
-        case {"text": text, "image": image, **others} if not others:
-            return {"text": text, "image": _as_json(image)}
-    return value.tolist() if hasattr(value, "tolist") else value
+def _as_builtin(note: Callable[[object], object], value: Any) -> object:
+    """Return a value that msgspec does not know as Python's own. Raises TypeError."""
+    note(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"values of the type {type(value).__name__} have no form there")
 
 
 def _check_series(value: object, limits: Limits, field: str) -> Input:
@@ -299,12 +340,15 @@ def _channel(value: object, field: str) -> tuple[float | None, ...]:
     values = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(values, list | tuple) or not values:
         raise InvalidInput(field, "must be a list of numbers", "of at least one number, with null for missing values")
+    numbers: list[float | None] = []
     for place, one in enumerate(values):
-        if one is not None and (isinstance(one, bool) or not isinstance(one, int | float)):
+        number = one if type(one) is float else as_float(one)
+        if number is None and one is not None:
             raise InvalidInput(f"{field}[{place}]", f"must be a number, not {type(one).__name__}", "or null if missing")
-        if one is not None and math.isinf(one):
-            raise InvalidInput(f"{field}[{place}]", f"is {one}", "give a number, or null if it is missing")
-    return tuple(None if one is None or math.isnan(one) else float(one) for one in values)
+        if number is not None and math.isinf(number):
+            raise InvalidInput(f"{field}[{place}]", f"is {number}", "give a number, or null if it is missing")
+        numbers.append(None if number is None or math.isnan(number) else number)
+    return tuple(numbers)
 
 
 def _check_seed(value: object, limits: Limits, field: str) -> Input:

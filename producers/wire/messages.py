@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
@@ -158,6 +159,11 @@ Params: TypeAlias = dict[str, Any]
 Seq: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
+#: Unix seconds that every reader of the store can hold and compare: neither NaN nor infinite.
+At: TypeAlias = Annotated[float, msgspec.Meta(ge=-(2.0**53), le=2.0**53)]
+Until: TypeAlias = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+
+
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """An input with the tasks wanted on it.
 
@@ -245,9 +251,9 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     model: str
     priority: Priority
-    queued_at: float
+    queued_at: At
     items: list[Any]
-    deadline_at: float | None = None
+    deadline_at: Until | None = None
     durable: bool = True
     tenant: str = ""
     pipeline: bool = False
@@ -274,6 +280,9 @@ class BadItem(msgspec.Struct, frozen=True):
 
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+
+#: The key of JSON objects that kombu reads as values of other types.
+_KOMBUS_TYPE = b'"__type__"'
 
 #: The form of an identifier made by `new_id`, as a regular expression.
 ID = f"[{_CROCKFORD}]{{26}}"
@@ -318,10 +327,12 @@ def made_at(id_: str) -> float:
 
 
 def encode(envelope: Envelope) -> tuple[bytes, str]:
-    """Return the envelope's bytes and their content type: MessagePack if it carries inline bytes, else JSON."""
-    if envelope.carries_bytes:
-        return msgspec.msgpack.encode(envelope), MSGPACK
-    return msgspec.json.encode(envelope), JSON
+    """Return the envelope's bytes and their content type: JSON, unless that would not be read as it was written."""
+    if not envelope.carries_bytes:
+        payload = msgspec.json.encode(envelope)
+        if _KOMBUS_TYPE not in payload:
+            return payload, JSON
+    return msgspec.msgpack.encode(envelope), MSGPACK
 
 
 def decode_bytes(payload: bytes, content_type: str) -> dict[str, Any]:
@@ -360,7 +371,12 @@ def decode(raw: object) -> tuple[Envelope, list[BadItem]]:
             items.append(msgspec.convert(value, Item))
         except UNREADABLE as error:
             malformed[position] = str(error)
-    return _envelope(header, items), _bad_items(header.items, malformed) if malformed else []
+    if not malformed and len({item.seq for item in items}) == len(items):
+        return _envelope(header, items), []
+    doubled = _doubled(header.items)
+    bad = {**malformed, **doubled}
+    items = [msgspec.convert(value, Item) for position, value in enumerate(header.items) if position not in bad]
+    return _envelope(header, items), _bad_items(header.items, malformed, doubled)
 
 
 def _envelope(header: _Header, items: Iterable[Item]) -> Envelope:
@@ -426,19 +442,35 @@ def _upgrade(raw: object) -> dict[str, Any]:
     return raw
 
 
-def _bad_items(items: Sequence[object], malformed: Mapping[int, str]) -> list[BadItem]:
-    """Return the malformed items. An item without a readable `seq` gets a number that no other item has."""
+def _doubled(items: Sequence[object]) -> dict[int, str]:
+    """Return the places of items with a `seq` and a task of an earlier item: the store would keep the first result."""
+    seen = set[tuple[int, str]]()
+    doubled = {}
+    for position, value in enumerate(items):
+        seq = _seq(value)
+        keys = set() if seq is None else {(seq, task) for task in _tasks(value)}
+        if not seen.isdisjoint(keys):
+            doubled[position] = "has the `seq` and a task of an earlier item"
+        seen |= keys
+    return doubled
+
+
+def _bad_items(items: Sequence[object], malformed: Mapping[int, str], doubled: Mapping[int, str]) -> list[BadItem]:
+    """Return the malformed items. One without a readable `seq` of its own gets a number that no other item has."""
     taken = {_seq(value) for value in items}
     free = (number for number in count(len(items)) if number not in taken)
     bad = []
-    for position, error in malformed.items():
-        value = items[position]
-        tasks = value.get("tasks") if isinstance(value, dict) else None
-        named = tuple(t for t in tasks if isinstance(t, str)) if isinstance(tasks, list | tuple) else ()
-        if (seq := _seq(value)) is None:
+    for position, error in sorted({**doubled, **malformed}.items()):
+        seq = None if position in doubled else _seq(items[position])
+        if seq is None:
             seq = next(free) if position in taken else position
-        bad.append(BadItem(seq, named or ("unknown",), f"items[{position}]: {error}"))
+        bad.append(BadItem(seq, _tasks(items[position]) or ("unknown",), f"items[{position}]: {error}"))
     return bad
+
+
+def _tasks(value: object) -> tuple[str, ...]:
+    tasks = value.get("tasks") if isinstance(value, dict) else None
+    return tuple(task for task in tasks if isinstance(task, str)) if isinstance(tasks, list | tuple) else ()
 
 
 def _seq(value: object) -> int | None:

@@ -289,10 +289,12 @@ def connect(
             # enough for a connection that a restarted server dropped; a server that is down is reported, not waited for
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
         )
+        pool = redis.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # not connected; raises for an unknown option
         if look_up is not None:
-            redis.connection_pool.connection_class = _looked_up(look_up)
+            pool.connection_class = _looked_up(look_up)
         return redis
-    except ValueError:  # its text may hold a part of the password
+    except (ValueError, TypeError):  # its text may hold a part of the password
         raise ConfigurationError(
             f"broker: {masked(broker_url)!r} is not a Redis URL; write redis://user:password@host:6379/0, and signs "
             "like # / ? @ % of the password as %23 %2F %3F %40 %25"

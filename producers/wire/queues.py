@@ -67,6 +67,15 @@ def queue_of(key: str) -> str:
     return _END.sub("", key)
 
 
+def model_of(queue: str) -> str:
+    """Return the model of a queue's envelopes."""
+    return queue.removeprefix("argosy.").partition("/")[0]
+
+
+#: The Redis hash in which nodes say how much work they hold.
+LOADS = "argosy.loads"
+
+
 def done_channel(job: str) -> str:
     """Return the pub/sub channel that announces a job's finished envelopes, after their commit."""
     return f"argosy.done.{job}"

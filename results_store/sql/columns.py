@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from array import array
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from sqlalchemy import ARRAY, ColumnElement, Connection, Double, ScalarSelect, Text, any_, bindparam, func, select
@@ -90,6 +90,16 @@ def json_text(value: Any, field: str) -> str | None:
     if "\\u0000" in encoded or text(encoded) != encoded:
         return strict_json(cleaned(value))
     return encoded
+
+
+def json_of(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Return a value as JSON, with null for the numbers that JSON does not have; `default` converts other types."""
+    try:
+        if default is None:
+            return strict_json(value)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=default, allow_nan=False)
+    except ValueError:
+        return strict_json(json.loads(json.dumps(value, default=default), parse_constant=lambda name: None))
 
 
 def cleaned(value: Any) -> Any:

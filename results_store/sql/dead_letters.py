@@ -13,7 +13,7 @@ from results_store.records import DeadLetter, EnvelopeState, Replayed, Result, R
 from results_store.sql.columns import among, clock
 from results_store.sql.database import Database, Weight
 from results_store.sql.reading import result as result_in
-from results_store.sql.schema import DEAD, FAILED, FINISHED, envelopes, jobs, payloads, results
+from results_store.sql.schema import DEAD, FAILED, FINISHED, envelopes, jobs, payloads, results, webhooks
 
 #: Error kind of the items of an envelope that was attempted too often.
 TOO_MANY_ATTEMPTS = "TooManyAttempts"
@@ -170,3 +170,5 @@ def _uncount(connection: Connection, deleted: Counter[tuple[str, str]]) -> None:
         by_job[job] += count
     for job, count in sorted(by_job.items()):
         connection.execute(update(jobs).where(jobs.c.id == job).values(failed=jobs.c.failed - count, finished_at=None))
+        again = {"next_at": 0.0, "attempts": 0}  # its new end is told, too
+        connection.execute(update(webhooks).where(webhooks.c.job == job).values(again))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
 from results_store.errors import UnknownBatch
 from results_store.records import Batch, QueuedWork
@@ -73,18 +74,26 @@ class FlightRecorder:
             ]
 
     def seconds_per_item(self) -> Mapping[str, float]:
-        """Return the recent device time of an item by model, also of models without queued work."""
+        """Return the fleet's recent seconds for an item by model, also of models without queued work."""
         with self._database.read() as connection:
             return _seconds_per_item(connection)
 
 
 def _seconds_per_item(connection: Connection) -> Mapping[str, float]:
-    """Return the device time per item of each model, divided by the number of devices that share the work."""
+    """Return the seconds per item of each model: of all devices that share the work, with the host's part.
+
+    The devices' rates add up, since a fast device takes more of the work than a slow one.
+    """
     # times are by the workers' clocks: a worker whose clock is ahead must not hide the other workers' batches
     known = batches.c.started_at < clock() + _RECENT_S
     since = select(func.max(batches.c.started_at) - _RECENT_S).where(known).scalar_subquery()
     newest = select(batches).where(batches.c.started_at > since, known).order_by(batches.c.started_at.desc())
     ran = newest.limit(_RECENT).subquery().c
-    sums = (func.sum(ran.forward_s), func.sum(ran["items"]), func.count(ran.worker.distinct()))
-    found = connection.execute(select(ran.model, *sums).group_by(ran.model))
-    return {model: seconds / max(int(items), 1) / workers for model, seconds, items, workers in found}
+    crowded = case((ran.host_s.is_not(None), ran["items"]), else_=0)
+    sums = (func.sum(ran.forward_s), func.sum(ran["items"]), func.sum(ran.host_s), func.sum(crowded))
+    found = connection.execute(select(ran.model, *sums).group_by(ran.model, ran.worker))
+    rates: defaultdict[str, float] = defaultdict(float)
+    for model, device_s, items, host_s, items_crowded in found:
+        seconds = device_s / max(int(items), 1) + (host_s or 0.0) / max(int(items_crowded), 1)
+        rates[model] += 1 / max(seconds, 1e-9)
+    return {model: 1 / rate for model, rate in rates.items()}

@@ -45,6 +45,7 @@ from results_store.sql.schema import (
     purged_jobs,
     result_chunks,
     results,
+    webhooks,
 )
 
 Condition: TypeAlias = Callable[[Connection], ColumnElement[bool]]
@@ -176,6 +177,7 @@ class Retention:
                 if not ids:
                     return hidden
                 connection.execute(insert(purged_jobs), [{"job": id_, "purged_at": now} for id_ in ids])
+                connection.execute(delete(webhooks).where(among(connection, webhooks.c.job, ids)))
                 connection.execute(delete(jobs).where(among(connection, jobs.c.id, ids)))
             hidden += len(ids)
 

@@ -39,13 +39,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0015"
+REVISION = "0017"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
 
 #: The oldest revision whose code reads results in chunks. A database in which workers store chunks refuses older code.
-CHUNKS = "0015"
+CHUNKS = "0017"
 
 #: Alembic's table: the database's revision.
 VERSION_TABLE = "argosy_revision"
@@ -264,6 +264,7 @@ batches = Table(
     Column("cached_rows", BigInteger, nullable=False, server_default="0"),
     Column("trace", Json),
     Column("loads", BigInteger, nullable=False, server_default="0"),
+    Column("host_s", Double),
     Index("batches_newest", "started_at"),
 )
 
@@ -332,6 +333,26 @@ celery_chord_parts = Table(
     Column("state", Text, nullable=False),
     Column("result", Text, nullable=False),
 )
+
+# Whom to tell that a job has finished: not before `next_at`, which is null once there is nothing more to tell. `told`
+# is the `finished_at` that was told or given up, so that a job which opens again is told again.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("next_at", Double),
+    Column("attempts", BigInteger, nullable=False, server_default="0"),
+    Column("attempted_at", Double),
+    Column("status", BigInteger),  # of the last answer
+    Column("error", Text),  # of the last attempt
+    Column("told", Double),
+)
+
+OPEN_WEBHOOK = webhooks.c.next_at != None  # noqa: E711 - SQL
+
+Index("webhooks_open", webhooks.c.next_at, sqlite_where=OPEN_WEBHOOK, postgresql_where=OPEN_WEBHOOK)
 
 # Keys for the gateway. Only the holder knows the secret itself.
 api_keys = Table(

@@ -19,7 +19,7 @@ NAMES = sorted(
 )
 
 #: The benchmarks whose smallest run takes less than half a minute; the others are for `make test-benchmarks`.
-SHORT = ("bulk", "import_time", "resume", "store")
+SHORT = ("import_time", "store")
 
 #: Benchmarks that measure something else with an option.
 WITH_OPTIONS = ("interactive --fast",)

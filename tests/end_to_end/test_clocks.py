@@ -34,7 +34,7 @@ def assert_right(answer: object, text: str) -> None:
     assert answer == {"crc": zlib.crc32(text.encode()), "task": "echo"}
 
 
-@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+@pytest.mark.parametrize("ahead_s", [3600.0, pytest.param(-3600.0, marks=pytest.mark.long)])
 def test_a_worker_whose_clock_is_wrong_dies(
     fleets: Fleets, scripted_settings: settings.Settings, clock: ShiftedClock, tmp_path: Path, ahead_s: float
 ) -> None:

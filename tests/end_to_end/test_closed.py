@@ -410,6 +410,7 @@ ODD: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.long
 def test_flower_shows_names_as_text(closed: Closed) -> None:
     """The arguments and the id of a stranger's message, in its list and on its page: no script runs."""
     hostile = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'

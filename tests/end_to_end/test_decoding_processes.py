@@ -68,6 +68,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         yield fleet
 
 
+@pytest.mark.long
 def test_bombs_fail_alone_and_others_are_answered_before(fleet: LocalFleet, client: Client) -> None:
     """Bulk with bombs in every envelope: its pictures succeed, and interactive pictures and texts do not wait."""
     bomb, good = media_bombs.scans(), pictures(6)
@@ -98,6 +99,7 @@ def test_a_killed_decoding_process_costs_no_item(fleet: LocalFleet, client: Clie
     assert client.submit("see", picture).result(timeout_s=60)[0]["label"] == str(int(pixels.decode(picture).sum()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("code", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_ends_while_a_bomb_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """By a stop after its grace, or at once: no decoding process is left, and a stop counts no attempt."""

@@ -52,6 +52,7 @@ def test_the_readme_can_be_followed(reader: Reader, pulled_models: object) -> No
     assert re.search(r"^\+\d\.\d\d  waste", why, re.MULTILINE)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
     """docs/models.md, followed to the letter, ends with two answers of the reader's own class, and with new weights
@@ -64,6 +65,7 @@ def test_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
     assert re.search("worker.*: weights-2@|argosy-cpu.*: weights-2@", reloaded)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_page_on_a_model_of_ones_own_runs_as_described(reader: Reader) -> None:
     """docs/own-model.md ends with the numbers of a regressor, and with JSON that the client has checked."""
@@ -77,6 +79,7 @@ def test_the_page_on_a_model_of_ones_own_runs_as_described(reader: Reader) -> No
     ]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_screening_recipe_ends_with_reasons(reader: Reader) -> None:
     """Trained, served and asked as described: five biopsies, each with a label, a probability and what spoke for it."""

@@ -158,6 +158,7 @@ def test_an_item_past_its_deadline_expires(fleet: LocalFleet, client: Client, tm
         late.result(timeout_s=30)
 
 
+@pytest.mark.long
 def test_a_killed_fleet_is_cleared_away_by_the_next(
     fleets, scripted_settings, fleet: LocalFleet, client: Client, gate: Path
 ):
@@ -188,6 +189,7 @@ def test_a_poisoned_job_finishes(client: Client):
     assert status.succeeded == 295
 
 
+@pytest.mark.long
 def test_a_fleet_whose_model_does_not_load_says_why(fleets, tmp_path, monkeypatch):
     """The reason reaches whoever starts the fleet, and nothing is left running."""
     path = tmp_path / "broken.toml"

@@ -62,6 +62,7 @@ def test_every_envelope_is_seen_with_readable_arguments_and_no_texts(watched: Lo
     assert set(fetch(f"{watched.flower_url}/api/workers")) == {f"argosy-cpu@{socket.gethostname()}"}
 
 
+@pytest.mark.long
 def test_flower_has_new_queues_and_keeps_its_tasks(watched: LocalFleet, fleets: Fleets, scripted_settings: Settings):
     """The lane of a tenant that came later is there; a restart of the fleet forgets nothing, not even the address."""
     until(lambda: _page(watched.flower_url))
@@ -84,6 +85,7 @@ def served(watched: LocalFleet) -> str:
     return str(found[0]) if found else ""
 
 
+@pytest.mark.long
 def test_flower_listens_on_loopback_and_only_reads(fleets, scripted_settings):
     """Nobody else reaches it, and nobody can stop a worker through it, unless an operator opens it."""
     fleet = fleets(scripted_settings, flower=True)

@@ -82,6 +82,23 @@ def test_an_unreadable_envelope_is_an_error_at_the_caller(app):
         sent.get(timeout=30)
 
 
+def test_what_an_envelope_asks_for_is_done_or_refused(app):
+    """A misspelt field, parameters for another task, and a number that two items have, were dropped in silence."""
+
+    def sent(*items, **fields):
+        envelope = {"model": "scripted", "items": [{"seq": 0, "tasks": ["echo"], **item} for item in items], **fields}
+        return app.send_task("argosy.envelope", [envelope], queue="argosy.scripted").get(timeout=30)
+
+    with pytest.raises(Exception, match="'deadline_s' is not a field; did you mean 'deadline_at'"):
+        sent({"input": "a"}, deadline_s=5)
+    with pytest.raises(Exception, match="queued_at"):
+        sent({"input": "a"}, queued_at=float("inf"))
+    [row] = sent({"input": "a", "params": {"eco": {"top_k": 2}}})["results"]
+    assert row["error"]["message"].startswith("params.eco: is not a task of the item")
+    rows = sent({"input": "a"}, {"input": "b"})["results"]
+    assert {row["seq"]: row["state"] for row in rows} == {0: "succeeded", 1: "failed"}
+
+
 @pytest.fixture(scope="module")
 def heard(app):
     """The application's own worker, on a queue of its own and on the default one: what its tasks were called with."""

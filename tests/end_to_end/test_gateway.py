@@ -46,6 +46,7 @@ def theirs(served: Served) -> Iterator[httpx.Client]:
 
 
 JSON = {"content-type": "application/json"}
+LINES = {"content-type": "application/jsonl"}
 
 
 def crc(text: str) -> int:
@@ -238,6 +239,14 @@ def test_a_key_has_its_rate(served: Served) -> None:
         ("GET", "/api/jobs?before=yesterday", {}, 422, "before"),
         ("GET", "/api/jobs?before=1.0,%00", {}, 422, "before"),
         ("GET", "/api/jobs?limit=0", {}, 422, "limit"),
+        ("GET", "/api/jobs?state=failed", {}, 422, "state: is not a parameter of the query here"),
+        ("GET", "/api/jobs/01jd2m3n4p5q6r7s8t9v0w1x2y/results?folow=true", {}, 422, "folow: is not a parameter"),
+        ("POST", "/api/items?wait_s=5", {"json": {"task": "echo", "input": "x"}}, 422, "wait_s: is not a parameter"),
+        ("POST", "/api/jobs/lines?task=echo&nmae=x", {"content": b"", "headers": LINES}, 422, "nmae: "),
+        ("POST", "/api/jobs", {"json": {"task": "echo", "inputs": ["x"], "ttl_s": True}}, 422, "a number of seconds"),
+        ("POST", "/api/items", {"content": b"[" * 5000, "headers": JSON}, 400, "within each other too many times"),
+        ("POST", "/api/items", {"content": b'"\xe9"', "headers": JSON}, 400, "the body is not JSON: 'utf-8'"),
+        ("POST", "/api/items", {"content": b"1" * 5000, "headers": JSON}, 400, "the body is not JSON: Exceeds the limit"),
     ],
 )  # fmt: skip
 def test_every_error_is_a_problem(
@@ -447,6 +456,20 @@ def stream_with(client: httpx.Client, key: str, *, accepted: bool = False) -> bo
     return any(row["key"] == key for page in pages for row in page)
 
 
+def test_a_page_begins_after_an_item_or_after_one_of_its_tasks(ours: httpx.Client) -> None:
+    """With the item alone it began with that item again, for ever."""
+    job = ours.post("/api/jobs", json={"task": ["echo", "shout"], "inputs": ["a", "b"]}).json()["id"]
+    ours.get(f"/api/jobs/{job}/results", params={"follow": True})
+
+    def page(**params: str | int) -> list[tuple[int, str]]:
+        rows = ours.get(f"/api/jobs/{job}/page", params=params).json()["results"]
+        return [(row["seq"], row["task"]) for row in rows]
+
+    assert page(limit=1) == [(0, "echo")]
+    assert page(after_seq=0) == [(1, "echo"), (1, "shout")]
+    assert page(after_seq=0, after_task="echo", limit=2) == [(0, "shout"), (1, "echo")]
+
+
 def test_a_gateway_without_a_broker_says_so(shared_fleet: LocalFleet) -> None:
     """It lives, is not ready, and tells callers when to come again."""
     nowhere = f"redis://127.0.0.1:{free_port()}/0"
@@ -473,7 +496,7 @@ def test_the_task_that_advances_batches_outlives_everything(
             looks.append("look")
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(duty, "_look", look)
+        monkeypatch.setattr(duty, "look", look)
         until(lambda: len(looks) > 1)
         first = duty._task
         assert first is not None
@@ -482,8 +505,8 @@ def test_the_task_that_advances_batches_outlives_everything(
         seen = len(looks)
         until(lambda: len(looks) > seen)
         assert client.get("/readyz").status_code == 200
-        monkeypatch.setattr(duty, "_look", asyncio.Event().wait)
-        monkeypatch.setattr("producers.gateway.openai.batch_duty.LOOK_LIMIT_S", 0.0)
+        monkeypatch.setattr(duty, "look", asyncio.Event().wait)
+        monkeypatch.setattr("producers.gateway.duties.duty.LOOK_LIMIT_S", 0.0)
         refused = until(lambda: (found := client.get("/readyz")).status_code == 503 and found)
         assert "made no progress" in refused.json()["detail"]
 

@@ -257,6 +257,7 @@ def test_a_batch_outlives_its_gateway(text_fleet: LocalFleet) -> None:
     assert (job.items, job.succeeded, job.tenant) == (200, 200, "ours")
 
 
+@pytest.mark.long
 def test_a_gateway_is_killed_in_the_middle_of_submitting(text_fleet: LocalFleet) -> None:
     """SIGKILL once the first items are accepted: two other gateways go on at once, nothing is lost or doubled."""
     url = f"http://127.0.0.1:{(port := free_port())}"
@@ -287,6 +288,7 @@ def test_a_gateway_is_killed_in_the_middle_of_submitting(text_fleet: LocalFleet)
     assert (job.id, job.items, job.succeeded) == (batch.to_dict()["job"], 300, 300)
 
 
+@pytest.mark.long
 def test_a_batch_of_an_older_version_is_finished(
     tmp_path: Path, pulled_models: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +397,7 @@ def test_a_batch_is_cancelled(client: openai.OpenAI) -> None:
         client.batches.cancel(made.id)
 
 
+@pytest.mark.long
 def test_its_document_can_be_followed(text_fleet: LocalFleet, tmp_path: Path) -> None:
     """docs/gateway.md, block by block, with curl and with OpenAI's package."""
     where = {"ARGOSY_BROKER_URL": text_fleet.broker_url, "ARGOSY_STORE_URL": text_fleet.store_url}

@@ -183,6 +183,7 @@ def test_what_is_refused(client: Client) -> None:
         client.submit("extract", "x", params=bad).result(timeout_s=60)
 
 
+@pytest.mark.long
 def test_a_dead_device_process_costs_no_answer(client: Client, fleet: LocalFleet) -> None:
     """What stepped is begun again; a stream that was under way goes on without a gap."""
     import psutil

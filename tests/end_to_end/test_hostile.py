@@ -16,7 +16,7 @@ from producers import Client
 from producers.wire.errors import BrokerUnavailable
 from producers.wire.live_nodes import NODES, node_key
 from producers.wire.messages import Priority
-from producers.wire.queues import ASIDE, REFUSED, done_channel, redis_key, refused_messages
+from producers.wire.queues import ASIDE, LOADS, REFUSED, done_channel, redis_key, refused_messages
 from results_store.records import Tenant
 from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
@@ -81,6 +81,7 @@ def answered(client: Client, text: str, **options: str) -> None:
     assert until(submitted).result(timeout_s=60)["crc"] == zlib.crc32(text.encode())
 
 
+@pytest.mark.long
 def test_hostile_messages_on_two_workers_keep_no_slot(fleet: LocalFleet, client: Client, redis: Redis) -> None:
     """A thousand from a seed, of all kinds, on every list; `python -m benchmarks.hostile` sends a hundred thousand."""
     messages = iter(HostileMessages(1, "scripted", lanes=2, known=(client.submit("echo", "x").job, "unknown")))
@@ -98,14 +99,14 @@ def test_keys_of_wrong_types_are_put_aside(fleet: LocalFleet, client: Client, re
         "unacked_mutex", *redis.keys("argosy.node.*"),
     }  # fmt: skip
     with redis.pipeline() as pipeline:
-        pipeline.delete(*keys, "unacked").set("unacked", "text")
+        pipeline.delete(*keys, "unacked", LOADS).set("unacked", "text").set(LOADS, "text")
         for key in keys:
             pipeline.hset(key, "a", 1)
         pipeline.execute()
     for priority in ("interactive", "standard", "bulk"):
         answered(client, f"beside wrong keys {priority}", priority=priority)
         answered(client, f"beside wrong keys, limited {priority}", priority=priority, tenant="limited")
-    moved = {*LISTS, *BINDINGS, NODES, REFUSED, "argosy.ended", "unacked", "unacked_index", "unacked_mutex"}
+    moved = {*LISTS, *BINDINGS, NODES, LOADS, REFUSED, "argosy.ended", "unacked", "unacked_index", "unacked_mutex"}
     until(lambda: all(redis.exists(ASIDE + key) for key in moved))
     assert moved <= {message.queue for message in until(lambda: refused_messages(redis))}
     assert all(redis.ttl(ASIDE + key) > 0 for key in moved)

@@ -152,6 +152,7 @@ def test_a_tasks_own_parameters_are_its_defaults(client: Client) -> None:
     assert client.submit("things", made.getvalue(), params={"threshold": 1.0}).result(timeout_s=60) == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fleet")
 def test_a_file_of_questions_goes_through_the_command(folder: Path) -> None:
     """With a column for each part, as data sets of questions have them."""

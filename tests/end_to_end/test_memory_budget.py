@@ -61,6 +61,7 @@ def ask_all(fleet: LocalFleet) -> list[int]:
         return [row.output["version"] for job in jobs for row in job.results()]
 
 
+@pytest.mark.long
 def test_all_are_served_though_not_all_are_loaded(fleet: LocalFleet, tmp_path: Path) -> None:
     """Each answers for itself; operators see which are in memory and how often they came; a new version comes within
     the budget, too.
@@ -85,6 +86,7 @@ def test_all_are_served_though_not_all_are_loaded(fleet: LocalFleet, tmp_path: P
     assert ask_all(fleet) == [4] * 50 + [2] * 50 + [3] * 50
 
 
+@pytest.mark.long
 def test_what_was_measured_is_known_at_the_next_start(fleet: LocalFleet) -> None:
     """Nothing is loaded before it is needed."""
     service = fleet.workers[0]

@@ -96,6 +96,7 @@ def argosy(folder: Path, *arguments: str) -> str:
     return ran.stdout
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fleet")
 def test_tables_go_through_the_command(folder: Path) -> None:
     """The columns are the models', which workers put into the store: the command knows no model."""
@@ -121,6 +122,7 @@ def test_tables_go_through_the_command(folder: Path) -> None:
     assert best == {str(number): label for number, (_, label) in enumerate(recordings)}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fleet")
 def test_a_folder_of_videos_goes_through_the_command(folder: Path) -> None:
     """Its videos and nothing else; the broken one fails alone."""

@@ -403,6 +403,7 @@ def test_a_pipeline_is_shown_as_trees(page: Page, store: Store) -> None:
     assert "[object" not in page.content()
 
 
+@pytest.mark.long
 def test_a_fleet_without_workers_and_a_job_without_progress_are_said(
     page: Page, store: Store, valkey: ValkeyServer
 ) -> None:

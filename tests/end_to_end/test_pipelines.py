@@ -82,6 +82,7 @@ def test_steps_feed_each_other(client: Client) -> None:
     assert_each_once(client, client.submit_pipeline(TALK, texts), texts)
 
 
+@pytest.mark.long
 def test_a_worker_dies_and_redis_forgets_in_the_middle(fleet: LocalFleet, client: Client) -> None:
     """SIGKILL of the worker with steps of every kind under way, and all lists of Redis emptied besides."""
     texts = [f"sleep 0.02 text {n:04}" if n % 40 == 0 else f"text {n:04} of many" for n in range(800)]

@@ -23,6 +23,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
     reader.stop()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_documents_answer_serve_and_articles_are_recommended(
     reader: Reader, pulled_models: object, pulled_chat: object
@@ -53,6 +54,7 @@ def test_documents_answer_serve_and_articles_are_recommended(
     assert float(found[1]) > 2 * float(found[2])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_threshold_by_cost_is_the_cheapest(reader: Reader) -> None:
     """On pages that were held out; and every decision has its reasons."""

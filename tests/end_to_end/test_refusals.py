@@ -70,7 +70,10 @@ def test_a_redis_that_refuses_is_waited_for(shared_fleet: LocalFleet, way: str, 
     assert "Unrecoverable" not in said
 
 
-@pytest.mark.parametrize("way", ["full", "read-only", "not permitted", "unable to save"])
+@pytest.mark.parametrize(
+    "way",
+    ["full", *(pytest.param(way, marks=pytest.mark.long) for way in ("read-only", "not permitted", "unable to save"))],
+)
 def test_workers_stop_and_start_while_redis_refuses(fleet: LocalFleet, client: Client, way: str) -> None:
     """An operator's stop gives envelopes back that Redis does not take: they come again when it does. The started
     worker empties a full Redis meanwhile.
@@ -94,6 +97,7 @@ def test_workers_stop_and_start_while_redis_refuses(fleet: LocalFleet, client: C
         assert_each_once_and_right(job, expected)
 
 
+@pytest.mark.long
 def test_the_documented_rights_are_enough(shared_fleet: LocalFleet) -> None:
     """A worker starts and computes, clients submit, and doctor sees the broker, with these rights and no others."""
     (rights,) = re.findall(r"^ACL SETUSER argosy on >PASSWORD (.*)$", OPERATIONS.read_text("utf-8"), re.MULTILINE)
@@ -153,6 +157,7 @@ def test_a_fleet_without_descriptors_starts_its_worker_later(
         watching.join()
 
 
+@pytest.mark.long
 def test_a_fleet_with_a_damaged_append_only_file_starts(fleets, scripted_settings, fleet: LocalFleet) -> None:
     """The store publishes again what Valkey cannot read any more."""
     expected = texts(2000)

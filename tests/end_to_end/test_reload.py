@@ -208,6 +208,7 @@ def test_a_version_that_cannot_be_loaded(rig: Rig, fails: str, why: str) -> None
     assert rig.serving() == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["device", "worker"])
 def test_a_process_dies_in_the_midst_of_it(rig: Rig, victim: str) -> None:
     """SIGKILL while the new version is loaded: the change is made nevertheless, also by the worker that comes back."""

@@ -80,6 +80,7 @@ def encoded(samples: Samples) -> bytes:
     return made.getvalue()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("fleet")
 def test_a_folder_of_recordings_is_written_down(folder: Path) -> None:
     """By the command, with at most one word in twenty wrong."""
@@ -93,6 +94,7 @@ def test_a_folder_of_recordings_is_written_down(folder: Path) -> None:
     assert word_errors.rate([(text, written[name]) for name, text in said().items()]) <= 0.05
 
 
+@pytest.mark.long
 def test_a_long_recording_is_cut_where_nobody_speaks(client: Client) -> None:
     """All five, with pauses of two seconds in which the wind blows: each is found where it is, and the wind says
     nothing.

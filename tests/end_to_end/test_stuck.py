@@ -37,6 +37,7 @@ THREADS = (
     "reconciler",
     "retention",
     "costs",
+    "sharing",
     "watchdog",
     "watchdog guard",
     "ThreadPoolExecutor-0_0",

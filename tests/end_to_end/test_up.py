@@ -38,6 +38,7 @@ def broker_port(fleet: LocalFleet) -> int:
     return port
 
 
+@pytest.mark.long
 def test_clients_outlive_a_restart_of_the_fleet(
     fleets: Fleets, scripted_settings: settings.Settings, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -63,6 +64,7 @@ def test_clients_outlive_a_restart_of_the_fleet(
     assert stat.S_IMODE((home / "fleet.json").stat().st_mode) == 0o600
 
 
+@pytest.mark.long
 def test_a_worker_that_fails_to_start_twice_is_started_again(
     fleets: Fleets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

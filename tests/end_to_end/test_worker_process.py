@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -42,6 +44,11 @@ def test_the_device_process_leaves_its_cpu_to_whoever_wakes_up(fleet: LocalFleet
     assert worker is not None
     mine, its = psutil.Process(worker.pid).nice(), device_process(worker.pid).nice()
     assert its == min(mine + 10, 19), "19 is the most that there is"
+    if sys.platform != "linux":
+        return  # where threads have no ranks of their own
+    threads = device_process(worker.pid).threads()
+    ranks = Counter(os.getpriority(os.PRIO_PROCESS, thread.id) for thread in threads)
+    assert ranks == {its: len(threads) - 1, mine: 1}, "all but the thread that reads frames"
 
 
 def test_cancelled_work_of_a_model_that_nobody_serves_ends(fleet: LocalFleet) -> None:
@@ -53,6 +60,7 @@ def test_cancelled_work_of_a_model_that_nobody_serves_ends(fleet: LocalFleet) ->
         assert store.job(job).cancelled == 2
 
 
+@pytest.mark.long
 def test_the_ready_file_of_a_killed_worker_is_gone_while_the_next_one_loads(fleet: LocalFleet) -> None:
     """A supervisor that only starts the command, as a container does, would see a worker that is ready."""
     service = fleet.workers[0]
@@ -99,6 +107,7 @@ def test_a_worker_that_loads_ends_at_a_signal(fleet: LocalFleet, tmp_path: Path,
     until(lambda: not device.is_running() or device.status() == psutil.STATUS_ZOMBIE)  # init may reap it later
 
 
+@pytest.mark.long
 def test_a_broker_behind_tls_with_an_authority_of_its_own(fleet: LocalFleet) -> None:
     """Worker and client trust the authority that the URL names, and no other."""
     service, plain = fleet.workers[0], urlsplit(fleet.broker_url)
@@ -124,6 +133,7 @@ def test_a_broker_behind_tls_with_an_authority_of_its_own(fleet: LocalFleet) -> 
             until(service.ready_file.exists)
 
 
+@pytest.mark.long
 def test_a_worker_stops_while_its_database_is_away(fleet: LocalFleet, client: Client) -> None:
     """It holds results that it cannot store: after its grace they are left to be computed again."""
     service = fleet.workers[0]

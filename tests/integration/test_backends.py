@@ -103,6 +103,7 @@ def test_results_say_what_computed_them(folder: Path) -> None:
     assert ServedModel(tabular, "1", Budget(64, 8)).precision == "fp32"
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # its compiler uses what it deprecates
 @pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="torch's compiler needs a C++ one")
 def test_compiled_torch_compiles_once_for_all_shapes(tmp_path: Path) -> None:
@@ -241,6 +242,7 @@ def test_outputs_that_are_not_numbers_agree_with_their_like_alone() -> None:
     assert agreement([broken], [masked], kinds).cosine == 0.0
 
 
+@pytest.mark.long
 def test_a_choice_of_a_busy_machine_is_made_again_on_a_quiet_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is used meanwhile. One of a quiet machine stays, and so does one with labelled texts, which took minutes."""
     wanted = fragile(deadly="torch-bf16")

@@ -249,6 +249,7 @@ def test_a_group_is_joined_in_order(app: Celery) -> None:
     assert GroupResult.restore(result.id, app=app) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [1, 200])
 def test_a_chord_runs_its_body_once_with_the_headers_results(app: Celery, width: int) -> None:
     """In the header's order, however its parts came back."""
@@ -432,6 +433,7 @@ app.backend.get_task_meta("before the fork")
 """
 
 
+@pytest.mark.long
 def test_forked_workers_have_connections_of_their_own(
     broker_url: str, store: Store, store_url: str, tmp_path: Path
 ) -> None:

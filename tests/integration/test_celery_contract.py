@@ -20,6 +20,7 @@ from producers.wire.messages import (
     InlineBytes,
     Input,
     Item,
+    JsonInput,
     Priority,
     Reference,
     decode,
@@ -116,7 +117,10 @@ def test_our_message_has_field_for_field_what_celery_sends(
     assert ours == theirs
 
 
-@pytest.mark.parametrize("value", ["a fine film — çà et là", InlineBytes(bytes(range(256)))])
+KOMBUS = JsonInput({"__type__": "decimal", "__value__": "1.50"})  # in JSON, a worker would get 1.5
+
+
+@pytest.mark.parametrize("value", ["a fine film — çà et là", InlineBytes(bytes(range(256))), KOMBUS])
 def test_a_stock_worker_runs_our_message(app: Celery, broker_url: str, value: Input) -> None:
     """Published before any worker was ever there, as JSON and as MessagePack, at each priority."""
     received: list[object] = []

@@ -48,6 +48,7 @@ def test_a_tokenizer_of_sentencepiece_without_a_fast_version(tmp_path: Path, nam
         )
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 def test_marian_translates(tmp_path: Path) -> None:
     case: Case = CASES["marian-translates"]

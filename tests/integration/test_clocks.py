@@ -19,7 +19,9 @@ from tests.integration.rows import new_envelope, new_job, result
 from tests.integration.shifted_clock import ShiftedClock
 from workers.node.reconciler import Reconciler
 
-WRONG = pytest.mark.parametrize("ahead_s", [3600.0, 60.0, -600.0, -3600.0])
+WRONG = pytest.mark.parametrize(
+    "ahead_s", [3600.0, *(pytest.param(ahead_s, marks=pytest.mark.long) for ahead_s in (60.0, -600.0, -3600.0))]
+)
 
 SUBMIT = """
 import sys

@@ -224,7 +224,12 @@ def test_the_same_key_submits_once(tmp_path: Path, stand_in: StandIn) -> None:
         (["status", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
         (["results", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
         (["cancel", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
-        (["status", "--limit", "0"], 2, "argosy: Invalid value for '--limit': 0 is not in the range x>=1"),
+        (["status", "--limit", "0"], 2, "argosy: Invalid value for '--limit': 0 is not in the range 1<=x<=1000000000"),
+        (["status", "--limit", "9" * 30], 2, "argosy: Invalid value for '--limit': 9999"),
+        (["tenants", "set", "x", "--in-flight", "9" * 30], 2, "argosy: Invalid value for '--in-flight': 9999"),
+        (["tenants", "set", "x", "--weight", "1e-308"], 2, "argosy: Invalid value for '--weight': 1e-308 is not in"),
+        (["purge", "--older-than", "9999w"], 2, "argosy: Invalid value for '--older-than': '9999w' is over 100 years"),
+        (["gateway", "--host", "a..b"], 1, "argosy: --host: a..b: no name of a host; give an address"),
         (["dead", "nowhere"], 1, "argosy: no job 'nowhere'; `argosy status` lists the jobs"),
         (
             ["tenants", "set", "acme", "--weight", "nan"],
@@ -290,7 +295,8 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     job = submitted(tmp_path / "a.txt", "-t", "topic")
     result = argosy("results", job, "--output", tmp_path / "none" / "out.csv")
     assert result.exit_code == 1
-    assert result.stderr.endswith("No such file or directory; check the path and its permissions\n")
+    out = tmp_path / "none" / "out.csv"
+    assert result.stderr == f"argosy: {out}: No such file or directory; check the path and its permissions\n"
     refused = argosy("submit", tmp_path / "a.txt", "-t", "topic", "--output", "/proc/sys/out.csv")  # not even root's
     assert "where this user may not write" in refused.stderr
     refused = argosy("submit", tmp_path / "a.txt", "-t", "topic", "--revisions")
@@ -435,6 +441,27 @@ def test_a_reader_that_stops_early_is_no_error(tmp_path: Path, stand_in: StandIn
         assert out.stderr == ""
         if reader != "true":
             assert json.loads(out.stdout)["seq"] == 0
+
+
+@pytest.mark.parametrize("command", ["status", "results {}"])
+def test_any_text_is_written_in_any_locale(tmp_path: Path, stand_in: StandIn, command: str) -> None:
+    """As under cron, or over an ssh that hands no locale on: UTF-8, whatever the locale can write."""
+    (tmp_path / "a.csv").write_text("id,text\nя,good\n", encoding="utf-8")
+    job = submitted(tmp_path / "a.csv", "-t", "topic", "--name", "日本")
+    stand_in.work(1)
+    words = [sys.executable, "-m", "producers.commands.main", *command.format(job).split()]
+    out = subprocess.run(words, env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True)
+    assert ("日本" if "status" in command else "я") in out.stdout.decode("utf-8")
+
+
+def test_closed_streams_are_empty_ones(tmp_path: Path, stand_in: StandIn) -> None:
+    """Daemons and schedulers start programs so."""
+    (tmp_path / "a.txt").write_text("good\n")
+    job = submitted(tmp_path / "a.txt", "-t", "topic")
+    for words, code in ((f"results {job}", 0), ("submit - -t topic", 1)):
+        script = f"{sys.executable} -m producers.commands.main {words} <&- >&- 2>{tmp_path}/said"
+        assert subprocess.run(["bash", "-c", script], check=False).returncode == code
+        assert "Traceback" not in (tmp_path / "said").read_text()
 
 
 def test_ctrl_c_while_watching_says_that_the_job_goes_on(tmp_path: Path) -> None:

@@ -247,6 +247,7 @@ def test_a_bomb_costs_its_own_item(shared: DecoderPool, kind: str) -> None:
     )
 
 
+@pytest.mark.long
 def test_large_pictures_take_their_memory_one_after_another(pool: DecoderPool) -> None:
     """Four of 90 MiB each, on two cores; a small picture does not wait for them."""
     pool.start()
@@ -296,6 +297,7 @@ def test_the_last_free_process_is_for_an_owner_without_one(pool: DecoderPool) ->
     runs.wait()
 
 
+@pytest.mark.long
 def test_slow_files_are_decoded_to_their_end(pool: DecoderPool) -> None:
     """A file that gave way is decoded again, although others come all the time."""
     data = media_bombs.scans(100)
@@ -310,6 +312,7 @@ def test_slow_files_are_decoded_to_their_end(pool: DecoderPool) -> None:
     assert runs.ended[0][1].shape == (224, 224, 3)
 
 
+@pytest.mark.long
 def test_a_picture_over_the_limit_of_memory_is_refused(pool: DecoderPool) -> None:
     """A 16-bit picture takes twice the memory of its pixels; the process goes on."""
     small = made(DecodingLimits(decode_memory_bytes=1 << 29))

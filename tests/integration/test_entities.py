@@ -96,6 +96,7 @@ def test_scores_are_those_of_the_layers_written_out(text: TextModel, pulled_mode
         assert one["score"] == pytest.approx(float(best.max()), abs=TOLERANCE)
 
 
+@pytest.mark.long
 def test_neighbours_change_nothing(text: TextModel) -> None:
     """Alone, and in batches with random others of random lengths."""
     random = Random(0)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,10 +123,12 @@ class Rig:
         self.writer.record(batch)
         self.batches.append(batch)
 
-    def run(self, message: Mapping[str, Any], *, reply: bool = False) -> dict[str, Any]:
+    def run(self, message: Mapping[str, Any], *, reply: bool = False, returned: int = 0) -> dict[str, Any]:
         """Run a message as a node does."""
-        with self.held.taking(str(message.get("id")), str(message.get("job"))) as taken:
-            return self.execution.run(dict(message), reply=reply) if taken else {"skipped": "held"}
+        with self.held.taking(str(message.get("id")), str(message.get("job")), returned=returned) as held:
+            if held is None:
+                return {"skipped": "held"}
+            return self.execution.run(dict(message), reply=reply, on_submit=partial(self.held.submitted, held))
 
     def begin(self, message: Mapping[str, Any]) -> Future[dict[str, Any]]:
         """Run a message in a thread of its own, as in a slot."""
@@ -549,6 +552,31 @@ def test_a_stop_gives_the_message_back_to_its_queue(rig: Rig, *, durable: bool) 
         assert (row["worker"], row["leased_until"], row["attempts"], row["error"]) == (None, None, 0, None)
 
 
+def test_an_envelope_is_given_back_while_its_device_stalls(store: Store, tmp_path: Path) -> None:
+    """What is computed is kept, the lease is given up once, and only the next attempt counts. The worker goes on."""
+    held = tmp_path / "held"
+    with Rig(store, rows=1) as rig:
+        envelope = rig.accept(items=texts("one", f"hold {held}", "two", "three"), priority=Priority.BULK)
+        outcome = rig.begin(reference(envelope))
+        until(lambda: held.exists() and rig.batches)
+        (mine,) = rig.held.now()
+        assert mine.may_return
+        assert mine.left.rows == 3
+        rig.held.give_back(mine, rig.batcher)
+        assert isinstance(outcome.exception(60), EnvelopeInterrupted)
+        assert held.exists()
+        row = rig.row(envelope)
+        assert (row["state"], row["stored"], row["attempts"], row["worker"]) == ("published", 1, 0, None)
+        other = rig.begin(reference(envelope))
+        held.unlink()
+        until(lambda: held.exists() or other.done())
+        held.unlink(missing_ok=True)
+        assert other.result(60) == {"items": 4, "succeeded": 4}
+        row = rig.row(envelope)
+        assert (row["state"], row["stored"], row["attempts"], row["deaths"]) == ("done", 4, 1, 0)
+        assert store.job(envelope.job).succeeded == 4
+
+
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 def test_a_stop_does_not_wait_for_a_long_item(store: Store, tmp_path: Path) -> None:
     """Finished results are kept; the rest runs in another worker, and only that attempt counts."""
@@ -562,7 +590,7 @@ def test_a_stop_does_not_wait_for_a_long_item(store: Store, tmp_path: Path) -> N
         assert held.exists()
         assert [seq for _, seq, _ in first.everything()] == [0]
         row = first.row(envelope)
-        assert (row["state"], row["stored"], row["attempts"], row["leased_until"]) == ("published", 1, 0, None)
+        assert (row["state"], row["stored"], row["attempts"], row["leased_until"]) == ("published", 2, 0, None)
     held.unlink()
     with Rig(store) as second:
         outcome = second.begin(reference(envelope))

@@ -321,6 +321,7 @@ def picture(size: tuple[int, int], *, exif: int = 1) -> bytes:
     return made.getvalue()
 
 
+@pytest.mark.long
 def test_the_fields_of_an_image_add_up_to_the_label(vision: Explained) -> None:
     """14 by 14 of them, over the square that the network sees, in pixels of the image as it was sent."""
     content = picture((400, 300))

@@ -42,18 +42,30 @@ def test_inputs_are_there_until_they_are_dropped(store: Store) -> None:
 
 
 def test_queued_work_in_seconds(store: Store) -> None:
-    """Items that wait, times what an item lately took, divided among the workers; unknown where nothing ran."""
+    """Items that wait, over the rates of all workers; unknown where nothing ran."""
     store.create_job(new_job())
     waiting = [("e0", "text", 0), ("e1", "text", 9), ("e2", "text", 9), ("e3", "vision", 9)]
     store.add_envelopes(
         [new_envelope(id_, model=model, priority=priority, items=30, results=30) for id_, model, priority in waiting]
     )
-    ran = [("w1", 1000.0, 0.4, 40), ("w2", 1001.0, 0.8, 20), ("w0", 900.0, 9.0, 1)]  # the last is long gone
+    ran = [("w1", 1000.0, 0.4, 32), ("w2", 1001.0, 0.8, 40), ("w0", 900.0, 9.0, 1)]  # the last is long gone
     store.commit([], batches=[batch(w, worker=w, started_at=at, forward_s=s, items=items) for w, at, s, items in ran])
 
     assert store.flight.queued_work() == [
-        QueuedWork(model="text", priority=0, items=30, seconds_per_item=pytest.approx(0.01)),
-        QueuedWork(model="text", priority=9, items=60, seconds_per_item=pytest.approx(0.01)),
+        QueuedWork(model="text", priority=0, items=30, seconds_per_item=pytest.approx(1 / 130)),
+        QueuedWork(model="text", priority=9, items=60, seconds_per_item=pytest.approx(1 / 130)),
         QueuedWork(model="vision", priority=9, items=30, seconds_per_item=None),
     ]
-    assert store.flight.queued_work()[1].seconds == pytest.approx(0.6)
+    assert store.flight.queued_work()[1].seconds == pytest.approx(60 / 130)
+
+
+def test_queued_work_counts_the_hosts_part(store: Store) -> None:
+    """On a fast device the host is what costs. Waits for work, in which few envelopes were held, do not count."""
+    store.create_job(new_job())
+    store.add_envelopes([new_envelope("e0", model="text", priority=9, items=100, results=100)])
+    busy = [
+        batch(f"b{n}", forward_s=0.001, idle_s=0.009, host_s=0.009, items=100, started_at=1000.0 + n) for n in range(3)
+    ]
+    alone = batch("b9", forward_s=0.001, idle_s=5.0, items=100, started_at=1009.0)
+    store.commit([], batches=[*busy, alone])
+    assert store.flight.queued_work()[0].seconds == pytest.approx(0.01)

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from producers.commands.main import main
+from producers.gateway.keys import new_key
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.processes import until
@@ -56,6 +57,13 @@ def test_keys_are_made_listed_and_removed(store: Store) -> None:
     assert "no key 'laptop'" in argosy("keys", "remove", "laptop").stderr
 
 
+def test_an_expiry_beyond_any_calendar_is_refused_and_listed(store: Store) -> None:
+    """It was taken, and ended each list of the keys."""
+    assert "is over 100 years" in argosy("keys", "add", "x", "--tenant", "ours", "--expires", "99999999999999w").stderr
+    assert store.keys.add(new_key("earlier", "ours", expires_at=6e19, created_at=0)[1])
+    assert "earlier  tenant 'ours'  member" in argosy("keys", "list").stdout
+
+
 def test_a_key_s_name_is_text_in_the_terminal() -> None:
     argosy("keys", "add", "\x1b[2Jnight\n", "--tenant", "ours")
     shown = [argosy("keys", "list").stdout, argosy("keys", "remove", "\x1b[2Jnight\n").stderr]
@@ -74,6 +82,7 @@ def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
     assert f"{origin!r} is not an origin; write scheme and host alone" in refused.stderr
 
 
+@pytest.mark.long
 def test_it_serves_until_it_is_told_to_stop() -> None:
     """And ends well then. The health checks have a port of their own, and nothing else is there."""
     port, health = free_port(), f"http://127.0.0.1:{free_port()}"

@@ -411,6 +411,7 @@ def test_an_architecture_that_is_served_starts(tmp_path: Path, name: str, config
     Served(tiny_decoder(tmp_path / name, name, **config), {"chat": "text-generation"}).load()
 
 
+@pytest.mark.long
 def test_smollm2_answers(pulled_chat: Pulled) -> None:
     """Real weights: eight questions together, each answered as transformers answers it alone."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

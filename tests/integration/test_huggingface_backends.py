@@ -126,6 +126,7 @@ def test_a_trace_that_does_not_hold_is_found_out(tmp_path: Path) -> None:
         Exported(Fickle().eval(), OPENVINO, few, many, tmp_path / "fickle", "models.own")
 
 
+@pytest.mark.long
 def test_the_fastest_that_agrees_is_chosen(tmp_path: Path) -> None:
     """Without labelled data it is the answers to samples that must be the same; what does not run says why."""
     for folder, tasks, runs in (

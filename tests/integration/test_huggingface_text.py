@@ -553,6 +553,7 @@ def test_a_folder_without_what_is_needed_is_named(made: Made, tmp_path: Path) ->
         Served(folder, {"mood": "text-classification"}).load()
 
 
+@pytest.mark.long
 def test_an_old_folder_gets_a_tokenizer_made_of_its_vocabulary(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

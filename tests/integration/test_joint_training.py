@@ -301,6 +301,7 @@ def test_what_is_not_sent_is_kept_for_later() -> None:
     assert sorted(zip(places.tolist(), chosen.tolist(), strict=True)) == [(1, 2.0), (3, 1.0)]
 
 
+@pytest.mark.training
 def test_a_killed_training_goes_on(alone: Work, tmp_path: Path) -> None:
     """SIGKILL between two checkpoints: what was done since the last one is done again, and comes out the same."""
     work = replace(alone, out=tmp_path, checkpoint_every=4)
@@ -336,6 +337,7 @@ def test_early_stopping(alone: Work, tmp_path: Path) -> None:
     assert trainer.train(Process(), replace(alone, recipe=still, out=tmp_path)) == []
 
 
+@pytest.mark.long
 def test_the_folder_is_served_as_it_is(
     texts: Corpus, splits: dict[str, Split], tmp_path: Path, one_thread: None
 ) -> None:

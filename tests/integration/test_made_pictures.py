@@ -61,6 +61,7 @@ def swin2sr(folder: Path) -> Path:
 PICTURES = [photograph(21, 17, 1), photograph(16, 24, 2), photograph(21, 17, 3), photograph(1, 1, 4)]
 
 
+@pytest.mark.long
 def test_super_resolution_is_that_of_transformers_alone_and_in_company(made: Made) -> None:
     """Twice as wide and as high, without what the network's windows need at the edges."""
     import torch

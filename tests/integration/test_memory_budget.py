@@ -109,6 +109,7 @@ def test_each_model_is_measured_when_the_worker_starts(rig: Rig) -> None:
         assert takes.bytes / MB == pytest.approx(MODEL_MB, abs=NOISE_MB)
 
 
+@pytest.mark.long
 def test_memory_comes_back_when_a_model_goes(rig: Rig, device_bytes: int) -> None:
     """The system itself says so: after six questions as after the first, two models and no more."""
     seen = []
@@ -169,6 +170,7 @@ def test_a_killed_process_loads_what_is_needed_and_no_more(rig: Rig) -> None:
     assert rig.residence.loaded == ["b"]
 
 
+@pytest.mark.long
 def test_a_poison_item_is_found_though_models_come_and_go(rig: Rig) -> None:
     """Alone, on the model that it is of, which is loaded anew after each death."""
     [outcome] = rig.ask("c", "die")
@@ -178,6 +180,7 @@ def test_a_poison_item_is_found_though_models_come_and_go(rig: Rig) -> None:
     assert answered_by(outcome) == 3
 
 
+@pytest.mark.long
 def test_a_model_that_is_too_large_by_itself(tmp_path: Path, device_bytes: int) -> None:
     """The worker does not start, and says which model, and what to do."""
     rig = Rig(tmp_path, device_bytes, largest_mb=ROOM_MB + NOISE_MB).start()

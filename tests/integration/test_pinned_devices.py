@@ -131,6 +131,7 @@ def test_a_model_without_the_runtime_is_refused_at_a_pinned_node(tmp_path: Path)
         served_models.serve(other, "own", device)
 
 
+@pytest.mark.long
 def test_what_a_pinned_node_measures_is_its_device(tmp_path: Path) -> None:
     """torch judges, and is not chosen."""
     folder = tiny.bert(tmp_path / "model", num_labels=4)

@@ -281,7 +281,7 @@ def test_chunks_are_stored_where_no_older_code_reads(store_url: str) -> None:
     assert revisions(found) == (CHUNKS, REVISION)
     with Store(store_url) as store:
         assert store.stores_chunks
-    downgrade(found, "0014")
+    downgrade(found, "0016")
     upgrade(found)
     assert revisions(found) == (COMPATIBLE, REVISION)
     with Store(store_url) as store:
@@ -306,7 +306,7 @@ def test_results_in_chunks_become_rows_on_the_way_back(store_url: str) -> None:
         submit(store, items=20)
         store.transact(Transaction(results=failed, chunks=chunks, done=["e0"], at=7.0))
 
-    downgrade(found, "0014")
+    downgrade(found, "0016")
 
     with found.read() as connection:
         columns = "seq, task, state, key, output, vector, tokens, stored_at"

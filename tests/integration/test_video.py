@@ -54,6 +54,7 @@ def clips() -> list[tuple[bytes, str]]:
     return [(videos.file(list(camera.clip(label, chosen, 32, 192, random))), label) for label in camera.LABELS]
 
 
+@pytest.mark.long
 def test_it_knows_what_it_has_not_seen(served: Served, clips: list[tuple[bytes, str]]) -> None:
     """Whole files, decoded and sampled; the same frames in another order show no motion that is known."""
     found = served.ask("camera-motion", [file for file, _ in clips], top_k=1)
@@ -117,6 +118,7 @@ def test_neighbours_do_not_change_an_answer(served: Served, clips: list[tuple[by
     assert served.model.passes == before + 3
 
 
+@pytest.mark.long
 def test_another_backend_answers_alike(
     served: Served,
     clips: list[tuple[bytes, str]],
@@ -173,6 +175,7 @@ def test_what_is_wrong_is_named(served: Served, pulled_models: Mapping[str, Pull
         texts.load()
 
 
+@pytest.mark.long
 def test_a_head_of_ones_own(pulled_models: Mapping[str, Pulled], tmp_path: Path) -> None:
     """A folder of clips for each label is all it takes."""
     for number in range(5):

@@ -15,6 +15,7 @@ import pytest
 from producers.wire.connection import Connection, home, masked, with_password
 from producers.wire.errors import ConfigurationError
 from producers.wire.publisher import connect
+from workers.consumer.app import create_app
 
 BROKER = "redis://localhost:6379/0"
 STORE = "sqlite:////tmp/store.db"
@@ -145,6 +146,22 @@ def test_the_home_folder_follows_the_conventions() -> None:
     assert home({"ARGOSY_HOME": "/srv/argosy"}) == Path("/srv/argosy")
     assert home({"XDG_DATA_HOME": "/data"}) == Path("/data/argosy")
     assert home({}) == Path.home() / ".local/share/argosy"
+    assert home({"ARGOSY_HOME": "~/fleet"}) == Path.home() / "fleet"
+
+
+def test_a_user_without_a_folder_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(ConfigurationError, match="set ARGOSY_HOME"):
+        home({})
+
+
+def test_white_space_around_an_address_is_none_of_it() -> None:
+    """A secret that is mounted as a file ends with a line feed."""
+    found = Connection(environment={"ARGOSY_BROKER_URL": f" {BROKER}\n", "ARGOSY_STORE_URL": f"{STORE}\n"})
+    assert (found.broker_url, found.store_url) == (BROKER, STORE)
+    assert Connection(f"{BROKER}\n", f"{STORE} ").store_url == STORE
 
 
 def test_the_fleets_own_tasks_are_known(tmp_path: Path) -> None:
@@ -177,6 +194,9 @@ def test_the_fleets_own_limits_are_known(tmp_path: Path) -> None:
         ('[blobs]\nuri = "file:///srv"', "blobs.uri: no such setting; did you mean 'url'"),
         ("[admission]\nmax_queued_s = 3", "admission.max_queued_s: Expected `object`"),
         ("[models", "not valid TOML"),
+        ('[limit]\nredact = ["email"]', "limit: no such table; did you mean 'limits'"),
+        ('[Limits]\nredact = ["email"]', "Limits: no such table; did you mean 'limits'"),
+        ("[admissions]\nmax_queued_s = { bulk = 1 }", "admissions: no such table; did you mean 'admission'"),
     ],
 )
 def test_a_mistake_in_the_fleets_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -186,6 +206,22 @@ def test_a_mistake_in_the_fleets_file_is_named(tmp_path: Path, text: str, messag
     found = Connection(environment={"ARGOSY_FLEET": str(fleet)})
     with pytest.raises(ConfigurationError, match=f"fleet.toml: {message}"):
         _ = found.catalogue, found.admission, found.blobs
+
+
+@pytest.mark.parametrize("url", ["redis://host/main", "redis://host/1/", "redis://host?db=1", "redis://host/?db=1"])
+def test_clients_and_workers_read_the_same_database(url: str) -> None:
+    """Of these, clients take 0 or 1, and workers none."""
+    with pytest.raises(ConfigurationError, match="write the number of Redis' database as the path"):
+        _ = Connection(url, STORE, {}).broker_url
+    for right in ("redis://host", "redis://host/", "redis://host/2", "rediss://host/2?ssl_ca_certs=/ca.pem"):
+        assert Connection(right, STORE, {}).broker_url == right
+
+
+def test_an_option_that_redis_does_not_know_is_named_before_it_connects() -> None:
+    with pytest.raises(ConfigurationError, match=r"'redis://host\?nope=1' is not a Redis URL"):
+        connect("redis://host?nope=1")
+    with pytest.raises(ConfigurationError, match="the option 'socket_timeout', which workers do not know"):
+        create_app("redis://host?socket_timeout=5", [], concurrency=1)
 
 
 @pytest.mark.parametrize("sign", ["#", "/", "?", "["])

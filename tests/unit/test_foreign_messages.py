@@ -11,7 +11,7 @@ from celery.canvas import Signature, chunks, group
 from kombu.utils.json import dumps, loads
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import JSON
+from producers.wire.messages import JSON, decode
 from workers.consumer.foreign_messages import MOST_SENT, check
 from workers.consumer.transport import _with_sound_properties
 
@@ -114,3 +114,25 @@ def test_a_task_goes_to_a_queue_only(name: object, option: str) -> None:
     """Not to a key of Redis that is kombu's own."""
     with pytest.raises(InvalidMessage, match=f"{option} is not a queue's name"):
         check(message({"callbacks": [dict(TASK) | {"options": {option: name}}]}))
+
+
+def envelope(*items: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"version": 1, "id": "e", "job": "j", "model": "m", "priority": 0, "queued_at": 1.0, "items": items} | fields
+
+
+def test_items_with_the_same_number_and_task_are_told_apart() -> None:
+    """The store has one row for them: the first keeps it, and each other fails in a row of its own."""
+    given = [("a", "echo"), ("b", "echo"), ("c", "shout"), (5, "echo")]
+    found, bad = decode(envelope(*({"seq": 0, "input": text, "tasks": [task]} for text, task in given)))
+    assert [(item.seq, item.input) for item in found.items] == [(0, "a"), (0, "c")]
+    assert [(item.seq, item.tasks) for item in bad] == [(1, ("echo",)), (3, ("echo",))]
+    assert bad[0].error == "items[1]: has the `seq` and a task of an earlier item"
+
+
+@pytest.mark.parametrize("name", ["queued_at", "deadline_at"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_time_that_is_none_is_refused(name: str, value: float) -> None:
+    """One such row broke every list that it was in, and one such deadline the order of all deadlines."""
+    with pytest.raises(InvalidMessage, match=name):
+        decode(envelope(**{name: value}))
+    assert decode(envelope(deadline_at=1e300))[0].deadline_at == 1e300

@@ -1,11 +1,10 @@
-"""Whatever arrives, only typed errors come of it: the wire decoder and every input decoder, ten thousand inputs
-each.
-"""
+"""Whatever arrives, only typed errors come of it: the wire decoder and every input decoder, thousands of inputs each."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import os
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
@@ -19,12 +18,13 @@ from workers.envelope.input_limits import InputLimits
 from workers.envelope.inputs import read
 from workers.models.pictures import pixels
 
-INPUTS = 10_000
+#: `make test-long` tries ten thousand.
+INPUTS = int(os.environ.get("ARGOSY_FUZZ_INPUTS", "2000"))
 CATALOGUE = Catalogue.builtin()
 
 
 def many(inputs_each: int) -> settings:
-    """As many examples as make ten thousand inputs: drawing one costs far more than trying several made from it."""
+    """As many examples as make `INPUTS`: drawing one costs far more than trying several made from it."""
     examples = -(-INPUTS // inputs_each)
     return settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 

@@ -174,7 +174,7 @@ def test_json_of_too_many_values_is_refused_unread() -> None:
     with pytest.raises(Problem, match="over 3,000,000 lists and objects") as refused:
         asyncio.run(body.receive())
     assert refused.value.status_code == 413
-    assert "lists and objects" in str(_parsed(WIDE, "line 1"))
+    assert "lists and objects" in str(_parsed(WIDE, "line 1", files=False))
     with pytest.raises(LineError, match="lists and objects"):
         read(1, WIDE, "/v1/embeddings", Catalogue({}))
 
@@ -288,6 +288,7 @@ def test_a_slow_reader_gets_the_newest_state() -> None:
 def test_json_holds_any_text() -> None:
     """Half a surrogate pair came in as JSON, and must not break the answer that quotes it."""
     assert json.loads(encoded({"detail": "no \ud800, but é"})) == {"detail": "no \ufffd, but é"}
+    assert encoded([{"queued_at": float("inf")}, 1.5]) == b'[{"queued_at":null},1.5]'
 
 
 MANY = 1000
@@ -318,13 +319,22 @@ def test_an_error_repeats_little_of_a_body(body: dict[str, object]) -> None:
 
 def test_inputs_of_many() -> None:
     """As they are, or with what belongs to them; bytes as base64."""
-    assert item_of("text", "inputs[0]").input == "text"
-    assert item_of({"input": {"bytes": "aGk="}, "key": "k", "params": {"top_k": 2}}, "x").input == InlineBytes(b"hi")
-    assert item_of({"url": "http://x/y.png"}, "x").input == UrlInput("http://x/y.png")
-    assert item_of({"question": "q", "context": "c"}, "x").input == {"question": "q", "context": "c"}
+    given = {"input": {"bytes": "aGk="}, "key": "k", "params": {"top_k": 2}}
+    assert item_of("text", "inputs[0]", files=False).input == "text"
+    assert item_of(given, "x", files=True).input == InlineBytes(b"hi")
+    assert item_of({"url": "http://x/y.png"}, "x", files=True).input == UrlInput("http://x/y.png")
+    assert item_of({"question": "q", "context": "c"}, "x", files=False).input == {"question": "q", "context": "c"}
     for wrong in ({"input": "x", "kex": 1}, {"bytes": "??"}, {"bytes": 1}):
         with pytest.raises(InvalidInput, match=r"^inputs\[3\]\."):
-            item_of(wrong, "inputs[3]")
+            item_of(wrong, "inputs[3]", files=True)
+
+
+@pytest.mark.parametrize(
+    "value", [{"bytes": 1024}, {"bytes": "YR=="}, {"url": None}, {"path": 5}, {"text": 1, "image": {"bytes": 1}}]
+)
+def test_an_object_is_a_file_only_to_a_task_for_files(value: dict[str, Any]) -> None:
+    """A table or a document may have columns of these names: they were refused, or came back as other base64."""
+    assert item_of(value, "inputs[0]", files=False).input == value
 
 
 @pytest.mark.parametrize(

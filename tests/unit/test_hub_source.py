@@ -115,6 +115,7 @@ def test_weights_and_text_are_pulled_code_and_pickles_are_not(hub: Hub, tmp_path
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
+@pytest.mark.long
 def test_an_onnx_file_is_pulled_when_it_is_named(hub: Hub, tmp_path: Path) -> None:
     """One of many, beside the weights that it is compared with; a file that the repository lacks is named."""
     assert COMMIT in ask(hub, tmp_path, "model_source.pull(source, cache)")

@@ -18,6 +18,7 @@ import pytest
 from producers.wire.errors import InputTooLarge, InputUnavailable, InvalidInput
 from producers.wire.messages import InlineBytes, PathInput, UrlInput
 from workers.envelope import inputs
+from workers.envelope.fetching import _allowed
 from workers.envelope.input_limits import InputLimits
 
 
@@ -92,6 +93,13 @@ def test_a_large_file_is_not_read(root: Path) -> None:
 # --- URLs -----------------------------------------------------------------------------------------
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.mark.parametrize("host", ["x.example", "X.example:443", "x.example.", "http://x.example:80"])
+def test_a_listed_host_may_have_the_usual_port(host: str) -> None:
+    scheme = "http" if host.startswith("http:") else "https"
+    for url in (f"{scheme}://x.example/a.png", f"{scheme}://x.example:{80 if scheme == 'http' else 443}/a.png"):
+        assert _allowed(url, InputLimits(allowed_hosts=(host,))).hostname == "x.example"
 
 
 @contextmanager

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import pytest
 
 from producers.client.request import NewItem, Request
 from producers.wire.catalogue import KINDS, Catalogue
 from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInput
-from producers.wire.forms import FIELDS, Limits
+from producers.wire.forms import FIELDS, Limits, check
 from producers.wire.messages import (
     Envelope,
     Item,
+    JsonInput,
+    PathInput,
     Priority,
     QuestionInput,
+    RowInput,
     SentencesInput,
     SeriesInput,
+    UrlInput,
     decode,
     decode_bytes,
     encode,
@@ -134,6 +140,10 @@ def test_a_wrong_task_in_the_settings_is_named(task: Any, problem: str) -> None:
         ("motion", {"x": [1, "2"]}, "input.x[1]"),
         ("motion", [[1, float("inf")]], "input.0[1]"),
         ("motion", [[True]], "input.0[0]"),
+        ("motion", [[1, 10**400]], "input.0[1]"),
+        ("action", "data:video/mp4;base64,AA==", "input"),
+        ("action", "s3://bucket/clip.mp4", "input"),
+        ("action", UrlInput("clip.mp4"), "input"),
         ("motion", [[0.5] * 60, [0.5] * 60], "input"),
         ("action", b"", "input"),
         ("action", ["frame"], "input"),
@@ -156,6 +166,7 @@ def test_what_is_wrong_in_an_object_is_named(task: str, value: object, field: st
         (((1, 2), (3, 4)), ((1.0, 2.0), (3.0, 4.0)), ()),
         ({"x": [1], "y": [None]}, ((1.0,), (None,)), ("x", "y")),
         (array("d", [1, 2]), ((1.0, 2.0),), ()),
+        ([np.float32(1), np.int8(2)], ((1.0, 2.0),), ()),
     ],
 )
 def test_a_series_may_come_in_several_forms(value: object, channels: Any, names: tuple[str, ...]) -> None:
@@ -163,6 +174,54 @@ def test_a_series_may_come_in_several_forms(value: object, channels: Any, names:
     found = CATALOGUE.check_input(CATALOGUE.tasks["motion"], value, field="input")
     assert found == SeriesInput(channels, names)
     assert CATALOGUE.check_input(CATALOGUE.tasks["motion"], found, field="input") == found  # as the worker does
+
+
+class Patient(NamedTuple):
+    age: int
+    smoker: str
+
+
+class Labelled:
+    """A row as pandas has it: values with the names of their columns, or with numbers if they have none."""
+
+    def __init__(self, names: Sequence[object]) -> None:
+        self._names = names
+
+    def to_dict(self) -> dict[object, object]:
+        return dict(zip(self._names, self.tolist(), strict=True))
+
+    def tolist(self) -> list[object]:
+        return [44, "no"]
+
+
+@pytest.mark.parametrize(
+    ("value", "columns"),
+    [
+        (Patient(44, "no"), ("age", "smoker")),
+        (Labelled(("age", "smoker")), ("age", "smoker")),
+        (Labelled((0, 1)), ("0", "1")),
+        (np.array([(44, "no")], dtype=[("age", "i4"), ("smoker", "U2")])[0], ("age", "smoker")),
+        ([44, "no"], ("0", "1")),
+    ],
+)
+def test_a_row_keeps_the_names_of_its_columns(value: object, columns: tuple[str, str]) -> None:
+    """They were replaced by the places of their values."""
+    assert check("row", value, Limits(), "input") == RowInput(dict(zip(columns, (44, "no"), strict=True)))
+
+
+def test_json_may_hold_what_numpy_has() -> None:
+    value = {"a": np.array([1, 2]), "b": [np.float64(0.5), np.int64(3)], "c": np.str_("x"), "d": np.True_}
+    assert check("json", value, Limits(), "input") == JsonInput({"a": [1, 2], "b": [0.5, 3], "c": "x", "d": True})
+    for wrong in (np.float32("nan"), np.array([np.inf]), object()):
+        with pytest.raises(InvalidInput, match=r"^input"):
+            check("json", {"a": wrong}, Limits(), "input")
+
+
+def test_the_scheme_of_a_url_may_be_written_in_any_way() -> None:
+    """It was taken for the path of a file."""
+    assert check("image", " HTTPS://x.example/a.png\n", Limits(), "input") == UrlInput("HTTPS://x.example/a.png")
+    for path in ("a:b.png", "C://a.png", "data/a.png"):
+        assert check("image", path, Limits(), "input") == PathInput(path)
 
 
 def test_objects_travel_as_they_are() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 
 from producers import InvalidInput, Pipeline, UnknownTask
@@ -110,6 +112,20 @@ def test_parts_of_different_lists_are_not_joined_and_lists_not_nested_without_en
     twice.step("c", task="names", of="b", take="each").check(CATALOGUE)
     with pytest.raises(InvalidInput, match="list within 2 lists"):
         twice.step("d", task="topic", of="c", take="each").check(CATALOGUE)
+
+
+def test_options_are_kept_as_they_were_checked() -> None:
+    """A decimal was checked as a number and kept as a text, and all envelopes of the job were given up."""
+    options, params = {"min_score": Decimal("0.5"), "labels": ("a",)}, {"top_k": np.int64(2)}
+    two = Pipeline().step("a", task="sentiment").step("b", task="topic", of="a", options=options, params=params)
+    kept = two.check(Catalogue.builtin()).as_json()["steps"][1]
+    assert (kept["options"], kept["params"]) == ({"min_score": 0.5, "labels": ["a"]}, {"top_k": 2})
+    for field in ("options", "params"):
+        with pytest.raises(InvalidInput, match=rf"^steps\.c\.{field}: must be a mapping, not list"):
+            two.step("c", task="topic", of="a", **{field: [1]})  # type: ignore[arg-type]
+    for name in ("", "a\0", "x" * 256, None):
+        with pytest.raises(InvalidInput, match=r"^name: must be a name for the step"):
+            two.step(name, task="topic", of="a")  # type: ignore[arg-type]
 
 
 def test_two_steps_cannot_have_one_name() -> None:

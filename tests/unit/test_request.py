@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import enum
 import os
+from collections.abc import Iterable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from producers.client.fleet_link import FleetLink
+from producers.client.group_commit import Promise
 from producers.client.request import NewItem, Request, parse_priority
+from producers.client.runtimes import timeout_of
 from producers.client.sending.full_fleet import checked
 from producers.client.sending.orders import shared_deadline
-from producers.client.sending.submission import new_job
+from producers.client.sending.submission import check_many, lone_order, new_job
 from producers.wire import forms
 from producers.wire.catalogue import Catalogue
 from producers.wire.connection import checked_tenant
@@ -43,6 +49,8 @@ def check(task: Any = "topic", **arguments: Any) -> Request:
         ("topic", {"priority": 3}, "priority: must be a Priority or its name, not 3"),
         ("topic", {"deadline_s": 0}, "deadline_s: must be more than 0 and finite, not 0"),
         ("topic", {"deadline_s": float("nan")}, "deadline_s: must be more than 0 and finite, not nan"),
+        ("topic", {"deadline_s": 10**400}, "deadline_s: must be more than 0 and finite, not inf"),
+        ("topic", {"deadline_s": True}, "deadline_s: must be a number of seconds, not bool"),
         ("topic", {"deadline_s": "soon"}, "deadline_s: must be a number of seconds, not str"),
         ("topic", {"params": {"topk": 2}}, "params: "),
         ("topic", {"params": {"top_k": 0}}, "params: `top_k` must be 1 or more"),
@@ -50,6 +58,8 @@ def check(task: Any = "topic", **arguments: Any) -> Request:
         (["topic"], {"params": {"top_k": 2}}, "params.top_k: is not a requested task; requested: topic"),
         (["topic"], {"params": {"topic": 2}}, "params.topic: must be a mapping of parameters, not int"),
         (["topic"], {"params": {"topic": {"top_k": "2"}}}, "params.topic: "),
+        ("topic", {"params": {"top_k": float("nan")}}, "params.top_k: is nan, not a finite number"),
+        (["topic"], {"params": {"topic": {"x": [float("inf")]}}}, "params.topic.x[0]: is inf, not a finite number"),
         ("topic", {"params": {"top_k": 2**70}}, "params: cannot be sent: "),
         ("topic", {"params": {"explain_label": HALF}}, "params: cannot be sent: "),
     ],
@@ -150,7 +160,57 @@ def test_numbers_of_numpy_are_numbers() -> None:
     request = check(params={"top_k": np.int64(2)}, deadline_s=np.float32(2))
     assert (request.params, request.deadline_s) == ({"topic": {"top_k": 2}}, 2.0)
     assert new_job(Priority.BULK, None, ttl_s=np.int64(3600)).ttl_s == 3600
+    assert check(deadline_s=Decimal("2.5"), params={"top_k": np.int64(2)}).deadline_s == 2.5
+    assert forms.check("row", {"price": Decimal("1.5")}, forms.Limits(), "input") == RowInput({"price": 1.5})
     assert checked(np.int64(3)) == 3.0
+
+
+@pytest.mark.parametrize("ttl_s", [True, np.True_, 0, float("nan"), Decimal("sNaN"), 10**400, Fraction(10**400), "60"])
+def test_a_time_to_live_that_is_no_number_of_seconds_is_refused(ttl_s: Any) -> None:
+    """True would be a second, after which the job with all its results is deleted."""
+    with pytest.raises(InvalidInput, match=r"^ttl_s: must be a number of seconds over 0"):
+        new_job(Priority.BULK, None, ttl_s=ttl_s)
+
+
+@pytest.mark.parametrize("field", ["name", "idempotency_key"])
+def test_a_name_has_a_bound(field: str) -> None:
+    """A name of a megabyte would be in every list of jobs; PostgreSQL indexes no such key."""
+    assert new_job(Priority.BULK, **{"name": None, field: "x" * 500})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=f"^{field}: has 501 characters, over 500"):
+        new_job(Priority.BULK, **{"name": None, field: "x" * 501})  # type: ignore[arg-type]
+
+
+def test_a_wait_may_be_of_any_length_but_not_of_none() -> None:
+    """NaN would break the order of an event loop's timers, those of others too."""
+    assert [timeout_of(given) for given in (None, 10**400, -1, np.float32(2))] == [None, float("inf"), -1.0, 2.0]
+    assert checked(10**400) == float("inf")
+    for given in (float("nan"), "5", True, Decimal("nan")):
+        with pytest.raises(InvalidInput, match=r"^timeout_s: must be a number of seconds or None"):
+            timeout_of(given)
+
+
+@pytest.mark.parametrize("durable", [None, "no", 0, 1, np.True_])
+def test_durable_is_true_or_false(durable: Any) -> None:
+    """No worker reads an envelope that is anything else, and its caller would wait for ever."""
+    link, promise = cast(FleetLink, None), cast(Promise, None)  # nothing is sent
+    with pytest.raises(InvalidInput, match=r"^durable: must be True or False"):
+        lone_order(check(), "a text", link, promise, key=None, durable=durable, tenant="")
+
+
+class Table(list[str]):
+    """A table as pandas has it: whoever iterates over it gets the names of its columns."""
+
+    ndim = 2
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self)
+
+
+def test_a_table_is_no_series_of_inputs() -> None:
+    with pytest.raises(InvalidInput, match=r"^inputs: is a table \(Table\), .* table\['text'\]"):
+        check_many(Table(["text", "id"]), "raise", Iterable)
+    check_many(np.zeros((2, 3)), "raise", Iterable)  # rows
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,16 @@ def test_a_file_adds_a_model_with_its_tasks(tmp_path):
         ("[worker]\nlease_s = nan\n", "worker: `lease_s` must be a number of seconds"),
         ("[workers]\nconcurrency = 1\n", "workers: no such table; did you mean 'worker'"),
         ("worker = 3\n", "worker: Expected `object`"),
+        ("[worker]\nlease_s = 1e300\n", "worker: `lease_s` must be a number of seconds"),
+        ('[worker]\nmemory_budget = "' + "9" * 400 + ' GB"\n', "worker: `memory_budget` is more than any device has"),
+        ('[limits]\nallowed_roots = [" "]\n', "limits: `allowed_roots` has an empty path"),
+        ('[limits]\nallowed_hosts = ["https://x.example/"]\n', "limits: `allowed_hosts` has 'https://x.example/'"),
+        ('[limits]\nallowed_hosts = ["*"]\n', "limits: `allowed_hosts` has '\\*', .*; write host, host:port or "),
+        ('[limits]\nallowed_hosts = ["ftp://x.example"]\n', "limits: `allowed_hosts` has 'ftp://x.example'"),
+        ("[admission]\nmax_queued_s = { bulk = nan }\n", "admission.*: `max_queued_s.bulk` must be over 0"),
+        ('[models.text.tasks]\n" " = "text-classification"\n', "models.text.tasks. : name a task by 1 to 255 printable"),
+        ('[models.text.tasks]\n"a\\u0000" = "text-classification"\n', "name a task by 1 to 255 printable"),
+        ("x = " + "[" * 3000 + "]" * 3000 + "\n", "not valid TOML"),
         ("[limits]\nmax_input_bytes = 0\n", "limits: `max_input_bytes` must be 1 or more"),
         ("[models.text]\nbatch_row = 1\n", "models.text.batch_row: no such setting; did you mean 'batch_rows'"),
         ('[models.text]\nbackend = "onyx"\n', "models.text.backend: .*; one of auto, torch, onnxruntime"),
@@ -77,6 +87,17 @@ def test_an_error_names_file_and_setting(tmp_path, text, message):
     with pytest.raises(ConfigurationError, match=message) as caught:
         load(tmp_path, text)
     assert "fleet.toml" in str(caught.value)
+
+
+def test_what_other_tools_write_is_read(tmp_path, monkeypatch):
+    """The mark of Windows' editors, the user's folder, folders beside the file, a port that is usual, a model twice."""
+    text = '[worker]\nmodels = ["text", "text"]\n[limits]\nallowed_roots = ["~/photos", "clips", "/srv"]\n'
+    (tmp_path / "fleet.toml").write_text(text, encoding="utf-8-sig")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = settings.load(environment={"ARGOSY_FLEET": "~/fleet.toml"})
+    assert found.limits.allowed_roots == (str(tmp_path / "photos"), str(tmp_path / "clips"), "/srv")
+    assert found.served == ("text",)
+    assert Catalogue.from_toml("~/fleet.toml").limits == Catalogue.builtin().limits
 
 
 def test_the_environment_says_before_the_file_where_the_broker_is(tmp_path, monkeypatch):

@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from results_store.loops.loop import TICK_S, Loop
 from results_store.records import Batch
 from workers.batching.feeder import Feeder
-from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
+from workers.batching.inbox import Admit, Cancel, GiveBack, Message, Retire, Weigh
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.policy import Policy
 from workers.batching.planning.residence import Footprint, Residence
 from workers.batching.planning.stage_times import DEPTH
+from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.roster import CannotLoad, Roster, ServedModel
 from workers.batching.work import Entry, Group, Interrupted
 from workers.batching.workload import Workload
@@ -53,6 +54,8 @@ class Batcher:
     """Gathers entries into micro-batches for one device. `start`, `submit` from any thread, `stop`.
 
     `models` are the models of the start, by key. Where memory is bounded, `residence` knows the footprint of each.
+    `crowded_s` returns the seconds since the start in which many envelopes were held: a device that waits then waits
+    for the host.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Batcher:
         on_out_of_service: Callable[[str], None],
         costs: CostModel | None = None,
         residence: Residence | None = None,
+        crowded_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         if residence is None:
             residence = Residence()
@@ -86,6 +90,7 @@ class Batcher:
             batch_timeout_s=settings.batch_timeout_s,
             on_batch=on_batch,
             on_out_of_service=on_out_of_service,
+            crowded_s=crowded_s,
         )
         self._device: DeviceClient | None = None
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -138,6 +143,33 @@ class Batcher:
     def stepping(self) -> list[tuple[str, int]]:
         """The items (job, seq) that step at the device now, as seen by another thread."""
         return self._feeder.work.stepping_items()
+
+    @property
+    def rates(self) -> Mapping[str, WorkRate]:
+        """The seconds of work by the model's name, of models that ran or whose costs were saved."""
+        return self._feeder.work.rates.now
+
+    def amounts(self) -> list[tuple[str, int, Amount]]:
+        """Return the waiting and stepping work by model and priority, in parts."""
+        return self._feeder.work.amounts()
+
+    def busy_s(self) -> tuple[float, float]:
+        """Predict the seconds until the device has done its batches; also return by how much the running batch is
+        overdue.
+        """
+        return self._feeder.busy_s()
+
+    def running_groups(self) -> list[Group]:
+        """The groups with entries in the batch that the device runs now."""
+        return self._feeder.work.running_groups()
+
+    def with_room(self) -> set[str]:
+        """The stepwise models of which the device may hold more requests than there are."""
+        return self._feeder.work.with_room()
+
+    def give_back(self, group: Group) -> None:
+        """Interrupt the entries of a group that have no outcome yet, also those at the device."""
+        self._inbox.put(GiveBack(group))
 
     @property
     def residence(self) -> Residence:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from results_store.loops.loop import doing
 from results_store.records import Batch
-from workers.batching.inbox import Admit, Cancel, Message, Retire, Weigh
+from workers.batching.inbox import Admit, Cancel, GiveBack, Message, Retire, Weigh
 from workers.batching.joining_requests import together
 from workers.batching.microbatch import BatchRun, MicroBatch
 from workers.batching.planning.cost_model import CostModel
@@ -40,13 +40,18 @@ MAX_FAILED_STARTS = 3
 #: again by then.
 START_AGAIN_S = 2.0
 
+#: The host is to blame for a device's wait if the node held many envelopes for this share of the time.
+CROWDED_SHARE = 0.9
+
 #: The most seconds for which a process starts or ends, before its models are loaded.
 PROCESS_LIMIT_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Feeder:
-    """Not thread-safe, except `came_up` and `out_of_service`. `worker` and `device_name` name the place of a batch."""
+    """Not thread-safe, except `came_up`, `out_of_service` and `busy_s`. `worker` and `device_name` name the place of a
+    batch. `crowded_s` returns the seconds since the start in which the node held many envelopes.
+    """
 
     models: Roster
     work: Workload
@@ -57,6 +62,7 @@ class Feeder:
     batch_timeout_s: float
     on_batch: Callable[[Batch], None]
     on_out_of_service: Callable[[str], None]
+    crowded_s: Callable[[], float] = lambda: 0.0
     calls: ClassCalls = field(init=False)
     came_up: threading.Event = field(default_factory=threading.Event)  # ready for the first time, or out of service
     out_of_service: str | None = None
@@ -64,6 +70,7 @@ class Feeder:
     _ready: bool = False
     _failed_starts: int = 0
     _start_at: float | None = None  # monotonic time of the next start, after a start that failed in this process
+    _crowded_s: float = 0.0  # `crowded_s` at the end of the last batch
     _running_since: float = 0.0  # monotonic time at which the running batch, or the start of the device, began
 
     def __post_init__(self) -> None:
@@ -84,6 +91,8 @@ class Feeder:
             self._retire(message)
         elif isinstance(message, Cancel):
             self._cancel(message)
+        elif isinstance(message, GiveBack):
+            self._give_back(message)
         elif isinstance(message, Weigh):
             self.work.weigh(message.weights)
         elif message.life == self._device.life and not self.out_of_service:
@@ -98,6 +107,13 @@ class Feeder:
             self._move_models()
         while self._ready and (batch := self.work.next(steady_time(), time.monotonic() - self._running_since)):
             self._send(batch)
+
+    def busy_s(self) -> tuple[float, float]:
+        """Predict the seconds until the device has done its batches; also return by how much the running batch is
+        overdue. A device that starts again counts as overdue. Safe from any thread.
+        """
+        running_s = time.monotonic() - self._running_since
+        return self.work.ahead_s(running_s) if self._ready else (running_s, running_s)
 
     def patience_s(self) -> float:
         """The seconds for which the device may stay silent from now on; infinite while no answer is expected."""
@@ -149,6 +165,12 @@ class Feeder:
             self._device.drop(stepping)
         for entry in entries:
             entry.finish(Cancelled())
+
+    def _give_back(self, asked: GiveBack) -> None:
+        _, stepping = self.work.take(lambda entry: entry.group is asked.group)
+        if stepping:
+            self._device.drop(stepping)
+        asked.group.interrupt()
 
     def _interrupt_all(self) -> None:
         for entry in self.work.take_all():
@@ -206,7 +228,9 @@ class Feeder:
         if batch is None:
             return
         self.models.grew(header)
-        ran = BatchRun(time.time(), header["forward_s"], header.get("idle_s", 0.0), header.get("cached_rows", 0))
+        idle_s = header.get("idle_s", 0.0)
+        host_s = self._host_s(idle_s, header["forward_s"])
+        ran = BatchRun(time.time(), header["forward_s"], idle_s, header.get("cached_rows", 0), host_s)
         self.work.ran(batch, ran)
         # recorded before it is delivered, so that every stored result has a recorded batch
         where = {"device": self.device_name, "worker": self.worker}
@@ -214,6 +238,12 @@ class Feeder:
         record = batch.record(ran, model=served.name, revision=served.revision, **where)
         self.on_batch(replace(record, loads=self.models.loads_since_last()))
         batch.deliver(arrays, machine_time(batch.formed_at), ran.ended_at)
+
+    def _host_s(self, idle_s: float, forward_s: float) -> float | None:
+        """Return the seconds for which the device waited for the host; None if it may have waited for work."""
+        crowded_s = self.crowded_s()
+        of_batch_s, self._crowded_s = crowded_s - self._crowded_s, crowded_s
+        return idle_s if of_batch_s >= CROWDED_SHARE * (idle_s + forward_s) else None
 
     def _on_failed(self, header: Header) -> None:
         batches = [one for id_ in header.get("batches") or [header["batch"]] if (one := self._ended(id_))]

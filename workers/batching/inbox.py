@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from workers.batching.planning.residence import Footprint
 from workers.batching.roster import ServedModel
-from workers.batching.work import Entry
+from workers.batching.work import Entry, Group
 from workers.device.device_client import DeviceEvent
 from workers.device.device_process import ModelToLoad
 
@@ -44,10 +44,17 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Interrupt the entries of a group that have no outcome. The device's outputs for the others come too late."""
+
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
 class Weigh:
     """Set the tenants' weights."""
 
     weights: Mapping[str, float]
 
 
-Message: TypeAlias = list[Entry] | DeviceEvent | Cancel | Weigh | Admit | Retire
+Message: TypeAlias = list[Entry] | DeviceEvent | Cancel | GiveBack | Weigh | Admit | Retire

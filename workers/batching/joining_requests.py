@@ -15,6 +15,7 @@ from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import Need
 from workers.batching.planning.scheduler import Scheduler
+from workers.batching.planning.work_seconds import Amount
 from workers.batching.work import Entry
 
 
@@ -79,6 +80,27 @@ class JoiningRequests:
         """Record the models that are not loaded, with the seconds until each can be."""
         for model in self._models.values():
             model.scheduler.absent = absent
+
+    def amounts(self) -> list[tuple[str, int, Amount]]:
+        """Return the waiting and stepping work by model and priority. Safe from any thread, like `items`."""
+        models = list(self._models.values())
+        stepping = [
+            (batch.model, batch.priority, batch.amount) for model in models for batch in list(model.stepping.values())
+        ]
+        return [*stepping, *(amount for model in models for amount in model.scheduler.amounts())]
+
+    def budget(self, model: str) -> Budget:
+        """The bounds of a batch of a model: a request is a batch of its own."""
+        return Budget(self._models[model].budget.cost, 1)
+
+    def with_room(self) -> set[str]:
+        """The models that the device holds fewer requests of than it may, if all that wait join. For any thread."""
+        found = set()
+        for name, model in list(self._models.items()):
+            stepping = sum(len(batch.rows) for batch in list(model.stepping.values()))
+            if stepping + len(model.scheduler) < model.budget.rows:
+                found.add(name)
+        return found
 
     def needs(self) -> dict[str, Need]:
         """The need of each model with waiting requests."""

@@ -15,6 +15,7 @@ from producers.wire.messages import new_id
 from results_store.records import Batch
 from workers.batching.planning.cost_model import BatchShape
 from workers.batching.planning.scheduler import Chosen
+from workers.batching.planning.work_seconds import Amount
 from workers.batching.work import Computed, Entry
 from workers.models.interface import returned
 from workers.models.interface.model import CONTENTS, Array, Arrays, Model, Prepared
@@ -22,12 +23,17 @@ from workers.models.interface.model import CONTENTS, Array, Arrays, Model, Prepa
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """The run of a batch on the device. Times are seconds; `ended_at` is Unix time."""
+    """The run of a batch on the device. Times are seconds; `ended_at` is Unix time.
+
+    `host_s` is the part of `idle_s` in which the node held many envelopes, so that the device waited for the host; None
+    if the node held few.
+    """
 
     ended_at: float
     forward_s: float
     idle_s: float
     cached_rows: int
+    host_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -78,6 +84,11 @@ class MicroBatch:
         return BatchShape(self.padded_cost, len(self.rows), sum(len(rows) for rows in self.wanted.values()))
 
     @property
+    def amount(self) -> Amount:
+        """The batch's work."""
+        return Amount(sum(row.size for row in self.rows), len(self.rows), sum(map(len, self.wanted.values())))
+
+    @property
     def predicted_s(self) -> float | None:
         return self.chosen.predicted_s if self.chosen else None
 
@@ -126,6 +137,7 @@ class MicroBatch:
             predicted_s=self.predicted_s,
             cached_rows=ran.cached_rows,
             trace=self._trace(waits),
+            host_s=ran.host_s,
         )
 
     def _trace(self, waits: Sequence[float]) -> dict[str, Any]:

@@ -107,6 +107,8 @@ class Entry:
         )
 
     def finish(self, outcome: Outcome) -> None:
+        if isinstance(self.outcome, Interrupted):  # its group was given back while it was at the device
+            return
         assert self.outcome is None, "an entry ends once"
         self.outcome = outcome
         if self.group:

@@ -19,8 +19,9 @@ from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import AT_ONCE, Need
 from workers.batching.planning.scheduler import Scheduler
 from workers.batching.planning.stage_times import Stages
+from workers.batching.planning.work_seconds import Amount, WorkRates
 from workers.batching.roster import ServedModel
-from workers.batching.work import Entry, Expired
+from workers.batching.work import Entry, Expired, Group
 from workers.models.interface.stepwise import StepwiseModel
 
 
@@ -31,6 +32,9 @@ class Workload:
         self._scheduler: Scheduler[Entry] = Scheduler(policy, costs)
         self._joining = JoiningRequests(policy, costs, {key: one.budget for key, one in models.items() if _steps(one)})
         self._suspects = Suspects()
+        self.rates = WorkRates(costs)
+        budgets = {key: self._joining.budget(key) if _steps(one) else one.budget for key, one in models.items()}
+        self.rates.known_before(budgets)
         self._given: Stages[MicroBatch] = Stages()
 
     # --- models ---
@@ -91,6 +95,25 @@ class Workload:
             *self._joining.take(lambda _: True)[0],
             *(entry for batch in (*running, *staged, *stepping) for entry in batch.entries),
         ]
+
+    def amounts(self) -> list[tuple[str, int, Amount]]:
+        """Return the waiting and stepping work by model and priority, in parts. Safe from any thread."""
+        return [*self._scheduler.amounts(), *self._joining.amounts()]
+
+    def running_groups(self) -> list[Group]:
+        """The groups with entries in the batch that the device runs now. Safe from any thread."""
+        first = next(iter(list(self._given)), None)
+        return [entry.group for entry in first.entries if entry.group] if first else []
+
+    def with_room(self) -> set[str]:
+        """The stepwise models of which the device may hold more requests than it has. Safe from any thread."""
+        return self._joining.with_room()
+
+    def ahead_s(self, running_s: float) -> tuple[float, float]:
+        """Return the seconds of the batches at the device, and how much the first, which has run for `running_s`, is
+        overdue. Safe from any thread.
+        """
+        return self._given.ahead_s(running_s)
 
     def needs(self) -> dict[str, Need]:
         """The need of each model with waiting items. Suspects count for no model."""
@@ -184,10 +207,14 @@ class Workload:
         """Learn from a batch that ran."""
         if self._joining.has(batch.model):
             self._joining.ran(batch, ran.forward_s)
-        elif batch.chosen:
-            # rows spared by the cache say nothing about the cost of a batch
-            shape = None if ran.cached_rows else batch.shape
-            self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
+            budget = self._joining.budget(batch.model)
+        else:
+            budget = self._scheduler.budget(batch.model)
+            if batch.chosen:
+                # rows spared by the cache say nothing about the cost of a batch
+                shape = None if ran.cached_rows else batch.shape
+                self._scheduler.ran(batch.chosen, batch.model, shape, ran.forward_s)
+        self.rates.ran(batch.model, budget, batch.shape, ran.forward_s, batch.predicted_s, ran.host_s)
 
     def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
         """Handle a failed batch on a living device."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ssl
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
 
 from celery import Celery, bootsteps
 from celery.app.amqp import Queues as CelerysQueues
 from kombu import Queue
 
+from producers.wire.errors import ConfigurationError
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
 from producers.wire.sockets import CONSUMER
 from workers.consumer import remote_control, tasks
+from workers.node.intake import Unbounded
 from workers.node.lanes import LaneTurnsFactory
 
 if TYPE_CHECKING:
@@ -37,18 +40,27 @@ def create_app(
 ) -> Celery:
     """Return the Celery application that consumes `queues`, in turns by the weights of the node's lanes.
 
-    Without a `node` it can inspect and monitor a fleet, but has no task to run.
+    Without a `node` it can inspect and monitor a fleet, but has no task to run. Raises ConfigurationError for an option
+    in the URL that kombu does not know.
     """
+    _check_options(broker_url)
     app = Celery("argosy", broker=broker_url, set_as_current=False)
     app.conf.update(_settings(broker_url, queues, concurrency, result_backend))
     app.amqp.queues_cls = Queues
     app.control_cls = remote_control.Control
+    app.intake = Unbounded() if node is None or node.intake is None else node.intake
     if node is not None:
         # within a priority, lanes and models take turns; more urgent messages come first across all of them
         app.conf.broker_transport_options["queue_order_strategy"] = LaneTurnsFactory(node.lanes)
         tasks.register(app, node)
         app.steps["worker"].add(_showing(node))
     return app
+
+
+def _check_options(broker_url: str) -> None:
+    for name in parse_qs(urlsplit(broker_url).query):
+        if not name.startswith("ssl_"):
+            raise ConfigurationError(f"broker: its URL has the option {name!r}, which workers do not know; take it out")
 
 
 def _showing(node: Node) -> type[bootsteps.StartStopStep]:

@@ -48,6 +48,7 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)
         self.task_consumer.channel.on_refused = self._tell_sender
+        self.task_consumer.channel.intake = self.app.intake
         self.app.backend.always_retry = False  # this thread's own: it must not wait for a database that is away
 
         def check_and_handle(message: Any) -> None:

@@ -12,9 +12,12 @@ from celery.app.task import get_actual_ignore_result
 from celery.exceptions import Reject
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import VERSION, Priority
+from producers.wire.fleet_file import known
+from producers.wire.messages import VERSION, Envelope, Priority
+from producers.wire.publisher import DURABLE
 from producers.wire.queues import TASK
 from workers.consumer.requests import EnvelopeRequest
+from workers.consumer.unacknowledged import times_returned
 from workers.envelope.gate import EnvelopeInterrupted
 
 if TYPE_CHECKING:
@@ -43,9 +46,13 @@ def register(app: Celery, node: Node) -> None:
     def run_envelope(self: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)
         try:
-            return node.run(_completed(_envelope(arguments, named), self.request.id), reply=reply)
+            envelope = _envelope(arguments, named)
+            if self.request.get(DURABLE) is None:  # a header of Argosy's own messages, whose versions may differ
+                _check_fields(envelope)
+            completed = _completed(envelope, self.request.id)
+            return node.run(completed, reply=reply, returned=times_returned(self.request))
         except EnvelopeInterrupted as interrupted:
-            # a stop by the operator is no failure: the message returns to its queue, for another worker
+            # neither a stop by the operator nor another node's speed is a failure: the message returns to its queue
             raise Reject(str(interrupted), requeue=True) from interrupted
         except InvalidMessage as error:
             _say_once(str(error))
@@ -62,6 +69,14 @@ def _envelope(arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     if len(arguments) + len(named) != 1 or named.keys() - {"envelope"}:
         raise InvalidMessage("the task takes one argument, the envelope")
     return arguments[0] if arguments else named["envelope"]
+
+
+def _check_fields(envelope: Any) -> None:
+    """Raise InvalidMessage for a field that an envelope does not have: its sender would not be obeyed."""
+    fields = Envelope.__struct_fields__
+    for name in envelope if isinstance(envelope, dict) else ():
+        if name not in fields:
+            raise InvalidMessage(f"envelope: {name!r:.80} is not a field; {known(str(name)[:80], fields)}")
 
 
 def _completed(envelope: Any, task: str) -> Any:

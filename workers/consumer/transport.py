@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from operator import itemgetter
@@ -35,6 +35,7 @@ from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, p
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import QoS
+from workers.node.intake import Intake, Unbounded
 from workers.node.lanes import may_take
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ MOST_EXPONENT = 6144
 #: The interval at which Redis is asked again for a list that had its part of the slots.
 POLL_S = 0.02
 
+#: A list that nobody writes to: a poll that takes from no other waits for `POLL_S`.
+NO_LIST = "argosy.none"
+
 #: One poll in so many asks for the least urgent lists first, so that no flood of urgent messages keeps them waiting.
 LEAST_URGENT_FIRST = 8
 
@@ -72,12 +76,16 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     If Redis refuses a command, the channel stays: it takes no messages for a while and then asks again. Refused events
     and replies to remote control are dropped.
 
-    From each list (a queue's messages of one priority) it takes no more than `may_take` allows of the prefetch count.
+    From each list (a queue's messages of one priority) it takes no more than `may_take` allows of the prefetch count,
+    and only what its `intake` chooses.
     Its own lists are those of `priority_steps`, to which it also sends. It reads other applications' lists while they
     have messages. More urgent lists come first, but for one poll in `LEAST_URGENT_FIRST`.
     """
 
     QoS = QoS
+
+    #: Decides from which lists messages are taken.
+    intake: Intake = Unbounded()
 
     _kept_client: tuple[Any, Any] | None = None  # the pool, and its client
     #: Called with a message that is refused before its task runs, and the error.
@@ -137,17 +145,19 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             return
         self._polls += 1
         lists = [(queue, priority) for priority in self.priority_steps for queue in queues]
-        held = self._held()
+        held = self.held()
         free = self.qos.prefetch_count - held.total()
         wanted = [key for key in lists if may_take(held[key], free)]
         everything = not self.qos.prefetch_count or len(wanted) in (0, len(lists))
-        keys = [(priority, self._q_for_pri(queue, priority)) for queue, priority in (lists if everything else wanted)]
+        chosen = self.intake.choose(lists if everything else wanted, self)
+        keys = [(priority, self._q_for_pri(queue, priority)) for queue, priority in chosen.lists]
         for name, (queue, priority) in self._others.items():
-            if everything or may_take(held[queue, self.priority(priority)], free):
+            if (queue, self.priority(priority)) in chosen.lists:
                 keys.append((priority, name))
         keys.sort(key=itemgetter(0), reverse=not self._polls % LEAST_URGENT_FIRST)
-        wait_s = (self.brpop_timeout if timeout is None else timeout) if everything else POLL_S
-        arguments = ["BRPOP", *(name for _, name in keys), wait_s]
+        wait_s = (self.brpop_timeout if timeout is None else timeout) if everything and chosen.all else POLL_S
+        command = "BLPOP" if chosen.newest else "BRPOP"  # their answers have the same form
+        arguments = [command, *([name for _, name in keys] or [NO_LIST]), wait_s]
         if self.global_keyprefix:
             arguments = self.client._prefix_args(arguments)  # noqa: SLF001 - like kombu's own code
         self._in_poll = self.client.connection
@@ -172,8 +182,16 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
                     found = zip(lists.items(), pipe.execute(), strict=True)
                 self._others = {name: list_ for (name, list_), length in found if length}
 
-    def _held(self) -> Counter[tuple[str, int]]:
-        """Return the number of unacknowledged messages here, by list."""
+    def lengths(self, lists: Sequence[tuple[str, int]]) -> list[int]:
+        """Return the lengths of lists, by the name of the queue and priority. If Redis refuses, each has a message."""
+        with suppress(ResponseError), self.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            for queue, priority in lists:
+                pipe.llen(self._q_for_pri(queue, priority))
+            return [int(length) for length in pipe.execute()]
+        return [1] * len(lists)
+
+    def held(self) -> Counter[tuple[str, int]]:
+        """Return the number of unacknowledged messages here, by list. Thread-safe."""
         # Other threads acknowledge meanwhile: a slightly old copy is enough.
         gone = set(self.qos._dirty)  # noqa: SLF001 - kombu counts them so
         held = [message for tag, message in list(self.qos._delivered.items()) if tag not in gone]  # noqa: SLF001

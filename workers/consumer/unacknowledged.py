@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 #: The most messages that are put back at a time.
 RESTORED = 100
 
+#: The header of a durable message that says how many times workers have put it back.
+RETURNED = "argosy_returned"
+
 #: Note a message although memory is full: the pop of the message has freed more. Needs Redis 7 or Valkey.
 _NOTE_IN_FULL_REDIS = """#!lua flags=allow-oom
 redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
@@ -160,14 +163,21 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
 
     def _put_back(self, message: Any) -> None:
         info = message.delivery_info
+        headers = message._raw["headers"]  # noqa: SLF001 - as below
+        headers[RETURNED] = times_returned(headers) + 1
         with self.channel.conn_or_acquire() as client:
             self.channel._do_restore_message(  # noqa: SLF001 - like kombu's own code
                 message._raw,  # noqa: SLF001
                 info["exchange"],
                 info["routing_key"],
                 client,
-                leftmost=True,
             )
+
+
+def times_returned(headers: Any) -> int:
+    """Return how many times workers have put a message back, by its headers."""
+    said = headers.get(RETURNED)
+    return said if isinstance(said, int) else 0
 
 
 def _due(message: Any) -> float | None:

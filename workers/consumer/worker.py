@@ -154,6 +154,7 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
     worker = app.Worker(hostname=node.name, loglevel="INFO", quiet=True, without_gossip=True, without_mingle=True)
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)  # these log two lines per envelope; Flower shows the same
+    logging.getLogger("celery.app.trace").addFilter(_is_no_return)
     logging.getLogger("celery.app.trace").addFilter(LeaveTextOut())
     warnings.filterwarnings("ignore", "Exception raised outside body", RuntimeWarning)  # refused, by name
     node.lanes.follow(partial(_take_from, worker, node.lanes))
@@ -171,6 +172,13 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
         node.watchdog.leave(slots)
         stopping.set()
         draining.join()
+
+
+def _is_no_return(record: logging.LogRecord) -> bool:
+    """Leave out that an envelope goes back to its queue, which is no fault."""
+    from celery.exceptions import Reject
+
+    return not (record.exc_info and isinstance(record.exc_info[1], Reject))
 
 
 def _has_lost_a_slot(worker: Any) -> bool:

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
 
 #: On a CPU, the other processes (worker, broker, database, client) need little of it, but at once: a thread of
-#: theirs should not wait for the time slice of a matrix product. The device takes the rest.
+#: theirs should not wait for the time slice of a matrix product. The device takes the rest, once its models are loaded.
 _NICENESS = 10
 
 #: Replaces the output of a task if the model returned another number of rows than were asked for.
@@ -80,11 +81,10 @@ def main() -> None:
     frames: Frames = queue.PriorityQueue()
     numbers = itertools.count()
     # reading goes on during computation, so that the next batch is already here when this one is done
-    threading.Thread(target=_read_frames, args=(sock, frames, numbers), name="argosy frames", daemon=True).start()
+    reader = threading.Thread(target=_read_frames, args=(sock, frames, numbers), name="argosy frames", daemon=True)
+    reader.start()
     _, _, header, _ = frames.get()
     device = header["device"]
-    if device == "cpu":
-        os.nice(_NICENESS)
     accelerator.set_up(device)
 
     def tell(said: Header) -> None:
@@ -97,8 +97,20 @@ def main() -> None:
         why = _described(failed.__cause__ or failed)
         transfer.send(sock, {"event": "unloadable", **why, "loads": str(failed)})
         return
+    if device == "cpu":
+        _step_back(reader)
     transfer.send(sock, {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)})
     _serve(sock, frames, loaded, device)
+
+
+def _step_back(reader: threading.Thread) -> None:
+    """Lower the rank of all threads but the reader's. While models were loaded nothing could be answered."""
+    rank = min(os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS, 19)
+    threads = Path("/proc/self/task")  # elsewhere than on Linux a rank is the whole process's
+    for thread in [int(entry.name) for entry in threads.iterdir()] if threads.exists() else [0]:
+        if thread != reader.native_id:
+            with suppress(ProcessLookupError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, thread, rank)
 
 
 def _build(raw: Any) -> Model:

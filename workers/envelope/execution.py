@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 
@@ -27,7 +28,7 @@ from results_store.sql.chunks.packed_rows import packed
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
 from workers.batching.steady_clock import steady_time
-from workers.batching.work import Interrupted, Superseded
+from workers.batching.work import Group, Interrupted, Superseded
 from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
 from workers.envelope.gate import EnvelopeInterrupted, Gate
@@ -35,6 +36,15 @@ from workers.envelope.portions import Portion, portions, reduced
 from workers.envelope.preparation import Preparation, PreparedItem
 
 _UNKNOWN = Claimed(Claim.UNKNOWN)
+
+
+class OnSubmit(Protocol):
+    """Hears that items of an envelope are at the batcher."""
+
+    def __call__(self, envelope: Envelope, group: Group, may_return: bool) -> object: ...
+
+
+def _unheard(envelope: Envelope, group: Group, may_return: bool) -> None: ...
 
 
 class InputsGone(Exception):
@@ -50,8 +60,11 @@ class Execution(Preparation):
     urgent_writer: Writer
     gate: Gate
 
-    def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
+    def run(self, raw: object, *, reply: bool = False, on_submit: OnSubmit = _unheard) -> dict[str, Any]:
         """Run an envelope and return a summary once its results are committed; with `reply`, also the results.
+
+        `on_submit` is called when items are at the batcher: with the envelope, their group, and whether the group may
+        be given back, so that another worker runs the envelope.
 
         Raises InvalidMessage if the envelope cannot be read, InputsGone if the store no longer has its inputs,
         EnvelopeInterrupted if this worker stops meanwhile.
@@ -63,11 +76,12 @@ class Execution(Preparation):
         envelope, bad_items = self.decode(raw, message, claimed)
         envelope = timed(envelope, claimed)
         results: list[Result] = []
+        may_return = claimed.verdict is Claim.WORK and not claimed.alone
         with self.gate.passing(alone=claimed.alone):
             for portion in self.divide(envelope, claimed, outcomes.malformed(envelope, bad_items)):
                 inputs = self.fetch_inputs(portion.envelope)
                 items = self.prepare(portion.envelope, inputs)
-                items = self.batch(portion.envelope, items, inputs)
+                items = self.batch(portion.envelope, items, inputs, partial(on_submit, may_return=may_return))
                 portion.results.extend(self.finish(portion.envelope, items, inputs.turn))
                 self.store(portion, claimed.verdict, items)
                 results += portion.results
@@ -129,12 +143,20 @@ class Execution(Preparation):
             return (Portion(reduced(envelope), [*results, *outcomes.given_up(envelope, claimed.verdict)]),)
         return (Portion(envelope, results),)
 
-    def batch(self, envelope: Envelope, items: Sequence[PreparedItem], inputs: Derivation) -> list[PreparedItem]:
+    def batch(
+        self,
+        envelope: Envelope,
+        items: Sequence[PreparedItem],
+        inputs: Derivation,
+        on_submit: Callable[[Envelope, Group], object],
+    ) -> list[PreparedItem]:
         """Wait for the items' outcomes. Items whose model has a new version are prepared again and wait again."""
         items, outdated = list(items), list(range(len(items)))
         while outdated:
             with doing("waiting for its batches", math.inf):
-                self.batcher.submit([entry for n in outdated if (entry := items[n].entry)]).wait()
+                group = self.batcher.submit([entry for n in outdated if (entry := items[n].entry)])
+                on_submit(envelope, group)
+                group.wait()
             outdated = [n for n in outdated if (entry := items[n].entry) and isinstance(entry.outcome, Superseded)]
             with inputs.turn:
                 again = self.prepare_items(envelope, [items[n].item for n in outdated], inputs)

@@ -281,9 +281,15 @@ def _size_bytes(content: object) -> int:
 
 
 def _params(offer: OfferedVersions, envelope: Envelope, item: Item) -> tuple[Params, dict[str, InvalidInput]]:
-    """Return the typed parameters of the item's valid tasks, and the refusals of the others."""
+    """Return the typed parameters of the item's valid tasks, and the refusals of the others.
+
+    Raises InvalidInput for parameters of a task that the item does not have.
+    """
     params: dict[Task, msgspec.Struct] = {}
     refused: dict[str, InvalidInput] = {}
+    for name in item.params:
+        if name not in item.tasks:
+            raise InvalidInput(f"params.{name}", "is not a task of the item", f"its tasks: {', '.join(item.tasks)}")
     for name in item.tasks:
         try:
             task = offer.catalogue.task(name)

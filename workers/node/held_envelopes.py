@@ -4,17 +4,57 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+from producers.wire.messages import Envelope, Priority
 from results_store.errors import StoreError
 from results_store.records import ResultState
 from results_store.store import Store
 from workers.batching.batcher import Batcher
+from workers.batching.planning.work_seconds import Amount
+from workers.batching.work import Group
 from workers.envelope.gate import EnvelopeInterrupted
 
 logger = logging.getLogger(__name__)
+
+#: A node that holds so many envelopes has work for its device, whatever part of the host they are in.
+CROWD = 4
+
+#: An envelope is given back so many times at most, so that it is computed somewhere.
+MOST_RETURNS = 3
+
+#: The share of the latest envelope in the work of a usual envelope.
+LATEST = 0.1
+
+
+@dataclass(slots=True, eq=False)
+class HeldEnvelope:
+    """An envelope that runs here. `group` are its items at the batcher; None before that.
+
+    Only an envelope that `may_return` can be given back. It was `returned` so many times before.
+    """
+
+    id: str
+    job: str
+    returned: int = 0
+    model: str = ""
+    priority: int = 0
+    group: Group | None = None
+    may_return: bool = False
+
+    @property
+    def amount(self) -> Amount:
+        """The work of all its items; none before they are at the batcher."""
+        return _work(self.group, left=False)
+
+    @property
+    def left(self) -> Amount:
+        """The work of the items without an outcome."""
+        return _work(self.group, left=True)
 
 
 class HeldEnvelopes:
@@ -24,22 +64,27 @@ class HeldEnvelopes:
         self._store = store
         self._worker = worker
         self._lease_s = lease_s
-        self._jobs: dict[str, str] = {}  # envelope: job
+        self._held: dict[str, HeldEnvelope] = {}
+        #: The work of a usual envelope, which is not urgent, by model.
+        self.usual: dict[str, Amount] = {}
+        self._crowded: tuple[float, float | None] = (0.0, None)  # seconds, and the time since which they grow
         self._idle = threading.Condition()
 
     @contextmanager
-    def taking(self, envelope: str, job: str) -> Iterator[bool]:
-        """Hold an envelope while it runs. Yields False if it already runs here; the caller must then not run it."""
+    def taking(self, envelope: str, job: str, *, returned: int = 0) -> Iterator[HeldEnvelope | None]:
+        """Hold an envelope while it runs. Yields None if it already runs here; the caller must then not run it."""
+        held = HeldEnvelope(envelope, job, returned)
         with self._idle:
-            taken = envelope not in self._jobs
+            taken = envelope not in self._held
             if taken:
-                self._jobs[envelope] = job
+                self._held[envelope] = held
+                self._note_crowd()
         if not taken:
             # kombu redelivers running envelopes when it reconnects; a single run is enough
-            yield False
+            yield None
             return
         try:
-            yield True
+            yield held
         except EnvelopeInterrupted:
             # before its message is back in the queue: the next worker that takes it must find the lease released
             self._store.release([envelope], worker=self._worker)
@@ -49,13 +94,47 @@ class HeldEnvelopes:
             raise
         finally:
             with self._idle:
-                self._jobs.pop(envelope, None)
+                self._held.pop(envelope, None)
+                self._note_crowd()
                 self._idle.notify_all()
+
+    def submitted(self, held: HeldEnvelope, envelope: Envelope, group: Group, may_return: bool) -> None:
+        """Note that an envelope's items are at the batcher."""
+        urgent = envelope.priority is Priority.INTERACTIVE
+        held.model, held.priority = envelope.model, int(envelope.priority)
+        held.may_return = may_return and held.returned < MOST_RETURNS
+        held.group = group
+        if not urgent:
+            known, amount = self.usual.get(held.model), held.amount
+            self.usual[held.model] = known.towards(amount, LATEST) if known else amount
+
+    def now(self) -> list[HeldEnvelope]:
+        """Return the held envelopes, in the order in which they came."""
+        return list(self._held.copy().values())
+
+    def crowded_s(self) -> float:
+        """Return the seconds since the start in which at least `CROWD` envelopes were held."""
+        seconds, since = self._crowded
+        return seconds if since is None else seconds + time.monotonic() - since
+
+    def _note_crowd(self) -> None:
+        if (len(self._held) >= CROWD) != (self._crowded[1] is not None):
+            seconds = self.crowded_s()
+            self._crowded = (seconds, time.monotonic() if len(self._held) >= CROWD else None)
+
+    def give_back(self, held: HeldEnvelope, batcher: Batcher) -> None:
+        """Let an envelope return to its queue at once: its device may be slow, or may have stalled.
+
+        Its computed results are stored, its lease is given up, and the attempt does not count.
+        """
+        assert held.group is not None, "it is at the batcher"
+        held.may_return = False
+        batcher.give_back(held.group)
 
     def wait_until_none(self, timeout_s: float) -> None:
         """Wait until no envelope is held, or until the timeout."""
         with self._idle:
-            self._idle.wait_for(lambda: not self._jobs, timeout=timeout_s)
+            self._idle.wait_for(lambda: not self._held, timeout=timeout_s)
 
     def renew_leases(self) -> None:
         self._lease(self._lease_s)
@@ -65,14 +144,14 @@ class HeldEnvelopes:
         self._lease(0.0)
 
     def _lease(self, seconds: float) -> None:
-        held = list(self._jobs.copy())  # without the lock: of a process that ends, any thread may hold it
+        held = list(self._held.copy())  # without the lock: of a process that ends, any thread may hold it
         if held:
             self._store.renew(held, worker=self._worker, lease_s=seconds)
 
     def drop_cancelled(self, batcher: Batcher) -> None:
         """Make the batcher drop newly cancelled jobs, and cancelled items among those computed in steps."""
         with self._idle:
-            jobs = set(self._jobs.values())
+            jobs = {held.job for held in self._held.values()}
         if jobs and (cancelled := self._store.cancelled_among(jobs)):
             batcher.cancel(cancelled)
         self._drop_cancelled_items(batcher)
@@ -98,3 +177,9 @@ class HeldEnvelopes:
         except StoreError as unavailable:
             # its lease expires instead, and the next attempt comes a little later
             logger.warning("envelope %s: its failure could not be recorded: %s", envelope, unavailable)
+
+
+def _work(group: Group | None, *, left: bool) -> Amount:
+    entries = group.entries if group else ()
+    wanted = [entry.waiting for entry in entries if not (left and entry.outcome)]
+    return Amount(sum(one.cost for one in wanted), len(wanted), sum(one.heads for one in wanted))

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ from workers.node import declared_settings, presence
 from workers.node.done_notices import DoneNotices
 from workers.node.follow_up_envelopes import MARK_EVERY_S, FollowUpPublisher
 from workers.node.held_envelopes import HeldEnvelopes
+from workers.node.intake import SharedIntake
 from workers.node.lanes import LOOK_EVERY_S, Lanes
+from workers.node.peers import EXCHANGE_EVERY_S, Peers
 from workers.node.periodic_duties import PeriodicDuties
 from workers.node.presence import TELL_EVERY_S, NodeState
 from workers.node.reconciler import Reconciler
@@ -120,6 +123,7 @@ class Node:
         self.watchdog = Watchdog(limit_for(settings.worker.lease_s), self.end)
         self.lanes = Lanes(self._store, self.models)
         self._batcher: Batcher | None = None
+        self.intake: SharedIntake | None = None
         self._costs: SavedCosts | None = None
         self._footprints = SavedFootprints(model_source.cache_folder() / "footprints" / f"{_file_name(device)}.json")
         self._streams = Streams(self._publisher, self._drop_deserted)
@@ -164,6 +168,7 @@ class Node:
         batcher.weigh(self.lanes.tenants)
         self.lanes.follow(lambda: batcher.weigh(self.lanes.tenants))
         self._reloads = self._new_reloads(settings, declarations, batcher, costs, offer)
+        self.intake = self._new_intake(batcher)
         self._describe()
         self._check_device(batcher)  # it may have gone since; from here on `_out_of_service` hears of it
         self._tell()  # a reload right after the start must wait for this node as well
@@ -171,8 +176,11 @@ class Node:
         for loop in self._upkeep.loops:
             self.watchdog.watch_loop(loop)
 
-    def run(self, raw: object, *, reply: bool = False) -> dict[str, Any]:
-        """Run an envelope: the whole work of the Celery task. See `Execution.run`. Raises InvalidMessage."""
+    def run(self, raw: object, *, reply: bool = False, returned: int = 0) -> dict[str, Any]:
+        """Run an envelope: the whole work of the Celery task. See `Execution.run`. Raises InvalidMessage.
+
+        Workers have `returned` the message so many times.
+        """
         assert self._execution is not None, "the consumer starts after the node"
         message = named(raw)
         self._turns.begin(urgent=message.priority == Priority.INTERACTIVE)
@@ -181,8 +189,10 @@ class Node:
         watch_here(progress)
         self.watchdog.watch(progress)
         try:
-            with self._held.taking(message.id, message.job) as taken:
-                return self._execution.run(raw, reply=reply) if taken else {"skipped": "held"}
+            with self._held.taking(message.id, message.job, returned=returned) as held:
+                if held is None:
+                    return {"skipped": "held"}
+                return self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))
         finally:
             self.watchdog.leave(progress)
             watch_here(None)
@@ -211,6 +221,8 @@ class Node:
         self._keep_costs()
         with suppress(BrokerUnavailable, Overloaded):
             presence.leave(self._publisher, self.name)
+            if self.intake:
+                self.intake.leave()
         self._streams.stop()
         for writer in self._writers:
             writer.close()
@@ -293,7 +305,12 @@ class Node:
             on_out_of_service=self._out_of_service,
             costs=costs.read(),
             residence=self._residence(models),
+            crowded_s=self._held.crowded_s,
         )
+
+    def _new_intake(self, batcher: Batcher) -> SharedIntake:
+        peers = Peers(self._publisher, self.name)
+        return SharedIntake(self._held, batcher, peers, self._publisher, self.models, lambda: self.lanes.numbers)
 
     def _new_device(self, batcher: Batcher, models: Sequence[Version]) -> ProcessDevice:
         worker = self.settings.worker
@@ -355,6 +372,7 @@ class Node:
             "tenants": (LOOK_EVERY_S, self.lanes.look),
             "reloads": (RELOADS_EVERY_S, reloads.look),
             "presence": (TELL_EVERY_S, self._tell),
+            "sharing": (EXCHANGE_EVERY_S, self._share),
             "following": (MARK_EVERY_S, self._following.mark),
             "reconciler": (worker.reconcile_every_s, reconciler.run),
             "retention": (PURGE_EVERY_S, self._purge),
@@ -411,6 +429,10 @@ class Node:
         if state := self.state():
             with suppress(BrokerUnavailable, Overloaded):
                 presence.tell(self._publisher, state)
+
+    def _share(self) -> None:
+        if self.intake and (count := self.intake.share()):
+            logger.info("%d envelopes go back to their queues: other nodes end them sooner", count)
 
     def _drop_deserted(self, item: Item) -> None:
         logger.info("item %d of job %s has no listener any more; it is cancelled", item[1], item[0])

@@ -17,7 +17,7 @@ import msgspec
 from producers.wire.live_nodes import NODES
 from producers.wire.messages import Priority, made_at
 from producers.wire.publisher import Publisher, as_unavailable, message
-from producers.wire.queues import put_aside, queue_name, read, redis_key
+from producers.wire.queues import LOADS, put_aside, queue_name, read, redis_key
 from results_store.loops.loop import note
 from results_store.records import Line
 from results_store.store import Store
@@ -32,10 +32,11 @@ LIMIT = 256
 #: The prefix of kombu's sets of the queues of an exchange. A sender of Celery adds to the set of its queue.
 _BINDINGS = "_kombu.binding."
 
-#: The type of each key of Redis that belongs to no queue of a model. All but the first two are kombu's.
+#: The type of each key of Redis that belongs to no queue of a model. All but the first three are kombu's.
 _TYPES = {
     NODES: "set",
     ENDED: "zset",
+    LOADS: "hash",
     "unacked": "hash",
     "unacked_index": "zset",
     "unacked_mutex": "string",

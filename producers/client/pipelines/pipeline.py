@@ -12,8 +12,8 @@ import msgspec
 from producers.client.request import Request
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import Modality
-from producers.wire.messages import Priority
+from producers.wire.forms import Modality, parameters
+from producers.wire.messages import MOST_NAME, Priority
 from producers.wire.pipelines.plan import Plan, Step
 from producers.wire.pipelines.selectors import SELECTORS, Selector, checked_options, reads
 from results_store.sql.item_numbering import MAX_DEPTH, MAX_STEPS
@@ -53,12 +53,14 @@ class Pipeline:
         params: Mapping[str, Any] | None = None,
     ) -> Self:
         """Add a step; return the pipeline. `options` go to the selector, `params` to the task. Raises InvalidInput."""
-        if not isinstance(name, str) or not name.strip():
-            raise InvalidInput("name", f"must be a name for the step, not {name!r}")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > MOST_NAME:
+            raise InvalidInput("name", f"must be a name for the step, not {name!r:.80}")
         if name in self._steps:
             raise InvalidInput(f"steps.{name}", "exists already", "give each step its own name")
         before = (of,) if isinstance(of, str) else tuple(of)
-        self._steps[name] = _Wanted(name, task, before, take, dict(options or {}), dict(params or {}))
+        given = {"options": options or {}, "params": params or {}}
+        own = {field: _plain(values, f"steps.{name}.{field}") for field, values in given.items()}
+        self._steps[name] = _Wanted(name, task, before, take, **own)
         return self
 
     def check(self, catalogue: Catalogue) -> Plan:
@@ -85,6 +87,13 @@ class Pipeline:
         except CycleError as error:
             circle = " -> ".join(reversed(error.args[1]))
             raise InvalidInput("steps", f"form a cycle: {circle}", "leave out one `of`") from error
+
+
+def _plain(values: object, field: str) -> dict[str, Any]:
+    """Return options or parameters as the job keeps them, so that workers read those that were checked."""
+    if not isinstance(values, Mapping):
+        raise InvalidInput(field, f"must be a mapping, not {type(values).__name__}")
+    return parameters(values, field)
 
 
 class _Check:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from producers.wire.errors import InvalidInput, Overloaded
-from producers.wire.forms import plain
+from producers.wire.forms import as_float
 
 FIRST_S, LONGEST_S = 0.25, 15.0
 
@@ -41,9 +41,9 @@ def checked(patience_s: object) -> float:
     """Return `patience_s` as a number. Raises InvalidInput."""
     if patience_s is None:
         return math.inf
-    patience_s = plain(patience_s)
-    if isinstance(patience_s, bool) or not isinstance(patience_s, int | float) or not patience_s >= 0:
+    given = as_float(patience_s)
+    if given is None or not given >= 0:
         raise InvalidInput(
-            "patience_s", f"must be 0 or more seconds, not {patience_s!r}", "leave it out to wait without limit"
+            "patience_s", f"must be 0 or more seconds, not {patience_s!r:.80}", "leave it out to wait without limit"
         )
-    return float(patience_s)
+    return given

@@ -15,13 +15,17 @@ from producers.client.request import NewItem, Request
 from producers.client.sending.fingerprint import Fingerprint, request_difference
 from producers.client.sending.orders import Order, shared_deadline
 from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict, KeyOfCancelledJob
-from producers.wire.forms import plain
+from producers.wire.forms import as_float, plain
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
 from results_store.records import FoundJob, NewJob
 
 if TYPE_CHECKING:
     from producers.client.fleet_link import FleetLink
+
+
+#: The most characters of a job's name, which each list of jobs repeats, and of its idempotency key, which is indexed.
+MOST_NAME_CHARS = 500
 
 
 def lone_order(
@@ -35,6 +39,8 @@ def lone_order(
     tenant: str,
 ) -> tuple[Order, PendingResult]:
     """Return the order for one input, in the tenant's stream, and its awaited results. Raises InvalidInput."""
+    if not isinstance(durable, bool):  # no worker could read the envelope
+        raise InvalidInput("durable", f"must be True or False, not {durable!r:.80}")
     item = request.item(0, NewItem(input, key), field="input")
     stream = link.stream(tenant)
     # numbered after the check: a refused input leaves no gap
@@ -169,17 +175,21 @@ def new_job(
     for field, given in {"name": name, "idempotency_key": idempotency_key}.items():
         if given is not None and not isinstance(given, str):
             raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
+        if given is not None and len(given) > MOST_NAME_CHARS:
+            raise InvalidInput(field, f"has {len(given):,} characters, over {MOST_NAME_CHARS}", "shorten it")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
-    name, idempotency_key, ttl_s = plain(name), plain(idempotency_key), plain(ttl_s)
-    if ttl_s is not None and not (isinstance(ttl_s, int | float) and 0 < ttl_s < math.inf):
-        raise InvalidInput("ttl_s", f"must be a number of seconds over 0, not {ttl_s!r}")
+    lives_s = None if ttl_s is None else as_float(ttl_s)
+    if ttl_s is not None and (lives_s is None or not 0 < lives_s < math.inf):
+        raise InvalidInput(
+            "ttl_s", f"must be a number of seconds over 0, not {ttl_s!r:.80}", "leave it out to keep the job"
+        )
     return NewJob(
         id=new_id(),
         priority=int(priority),
-        name=name,
-        idempotency_key=idempotency_key,
-        ttl_s=ttl_s,
+        name=plain(name),
+        idempotency_key=plain(idempotency_key),
+        ttl_s=lives_s,
         tenant=tenant,
         pipeline=pipeline,
         request=request,
@@ -198,5 +208,9 @@ def check_many(inputs: object, on_error: str, *kinds: type) -> None:
     """Raise InvalidInput if `inputs` is not a series of one of these types, or if `on_error` is unknown."""
     if isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, kinds):
         raise InvalidInput("inputs", f"must be a series of inputs, not {type(inputs).__name__}", "put it in a list")
+    if getattr(inputs, "ndim", None) == 2 and hasattr(inputs, "columns"):
+        # iterating over pandas' tables gives the names of the columns
+        remedy = "give it a column, as table['text'], or rows, as table.to_dict('records')"
+        raise InvalidInput("inputs", f"is a table ({type(inputs).__name__}), not a series of inputs", remedy)
     if on_error not in ("raise", "skip"):
         raise InvalidInput("on_error", f"must be 'raise' or 'skip', not {on_error!r}")

@@ -11,7 +11,7 @@ from msgspec import Meta
 from producers.gateway.openai.request_bodies import Unserved, described_body, read_body, without_nulls, without_unserved
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import check_text, sendable
+from producers.wire.forms import check_text, parameters
 
 #: OpenAI's parameters, with the names of the task's parameters. `top_k` and `repetition_penalty` are not OpenAI's.
 PARAMETERS = {
@@ -172,8 +172,8 @@ def params_of(catalogue: Catalogue, task: Task, body: ChatBody) -> dict[str, Any
             continue
         if ours not in task.kind.params.__struct_fields__:
             raise InvalidInput(theirs, f"is not a parameter of {task.name!r}", "leave it out")
-        own = sendable({ours: [given] if theirs == "stop" and isinstance(given, str) else given}, theirs)
         try:
+            own = parameters({ours: [given] if theirs == "stop" and isinstance(given, str) else given}, theirs)
             catalogue.check_params(task, own, field=theirs)
         except InvalidInput as error:
             problem = error.problem.replace(f"`{ours}` ", "").partition(" - at ")[0]

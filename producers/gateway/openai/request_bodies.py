@@ -41,12 +41,13 @@ async def json_body(request: Request) -> dict[str, Any]:
     return value
 
 
-async def check_query(request: Request) -> None:
-    """Raise InvalidInput for a parameter of the query that the route does not have."""
-    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
-    if unknown := next((name for name in request.query_params if name not in known), None):
-        remedy = f"leave it out; the parameters are: {', '.join(known)}" if known else "leave it out"
-        raise InvalidInput(unknown, "is not a parameter of the query here", remedy)
+async def check_form(request: Request) -> None:
+    """Raise InvalidInput for a field that a form has twice: all values but the last would be dropped."""
+    seen = set[str]()
+    for name, _ in (await request.form()).multi_items():
+        if name in seen and not name.endswith("[]"):
+            raise InvalidInput(name, "occurs twice in the form", "send one of them")
+        seen.add(name)
 
 
 def read_body(kind: type[T], given: Mapping[str, Any], unserved: Unserved | None = None) -> T:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi import APIRouter, Depends, Form, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse, Response
 
@@ -15,6 +15,7 @@ from producers.gateway.answers import Events, Json, event
 from producers.gateway.gateway import Here, Who
 from producers.gateway.openai.endpoint_calls import Call, Names, answered, checked, output_of, task_of
 from producers.gateway.openai.openai_answers import TranscriptText, VerboseTranscript
+from producers.gateway.openai.request_bodies import check_form
 from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import InlineBytes
@@ -66,7 +67,9 @@ _OTHER_FORMS = {
 }
 
 
-@router.post("", responses=answer_of(TranscriptText, VerboseTranscript, also=_OTHER_FORMS))
+@router.post(
+    "", dependencies=[Depends(check_form)], responses=answer_of(TranscriptText, VerboseTranscript, also=_OTHER_FORMS)
+)
 async def transcriptions(
     request: Request, gateway: Here, caller: Who, form: Annotated[TranscriptionForm, Form(media_type=FORM)]
 ) -> Response:

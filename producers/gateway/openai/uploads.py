@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, UploadFile
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response, StreamingResponse
 
@@ -16,6 +16,7 @@ from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.openai import batch_answers
 from producers.gateway.openai.openai_answers import FileDeleted, FileList, FileView
+from producers.gateway.openai.request_bodies import check_form
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import Word
@@ -47,7 +48,7 @@ class UploadForm(BaseModel):
     purpose: Literal["batch"]
 
 
-@router.post("", responses=answer_of(FileView))
+@router.post("", dependencies=[Depends(check_form)], responses=answer_of(FileView))
 async def upload(
     gateway: Here, caller: Who, form: Annotated[UploadForm, Form(media_type="multipart/form-data")]
 ) -> Response:

@@ -34,6 +34,11 @@ _PROGRESS = {"priority": _PRIORITY, "done": _COUNT, "finished": {"type": "boolea
 JOB = object_of({**_row(JobStatus), **_PROGRESS})
 REJECTED = object_of({"seq": _or_null(_COUNT), "key": _or_null(_TEXT), "error": _TEXT})
 ACCEPTED_JOB = object_of({**JOB["properties"], "rejected": _list(REJECTED), "rejected_count": _COUNT})
+_WEBHOOK = object_of(
+    {"host": _TEXT, "state": {"enum": ["waiting", "retrying", "delivered", "given up"]}, "attempts": _COUNT}
+    | {"attempted_at": _or_null(_TIME), "status": _or_null({"type": "integer"}), "error": _or_null(_TEXT)}
+)
+ONE_JOB = object_of(JOB["properties"], {"webhook": _WEBHOOK})
 JOBS = object_of({"jobs": _list(JOB), "next": _or_null(_TEXT)})
 
 RESULT = object_of(_row(Result, "vector"))

@@ -43,9 +43,10 @@ WaitS = Annotated[float, Query(ge=0, le=3600, description="Time to wait for the 
 @router.post("", status_code=200, responses=_ANSWERS)
 async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> Response:
     """Submit an item. With `wait_s`, answer with its results if they come in time; else 202 and a `Location`."""
+    files = await gateway.takes_files(body.task)
     handle = await gateway.client.submit(
         body.task,
-        input_of(body.input, "input"),
+        input_of(body.input, "input") if files else body.input,
         priority=body.priority,
         deadline_s=body.deadline_s,
         params=body.params,

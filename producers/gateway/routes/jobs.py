@@ -13,13 +13,14 @@ from starlette.responses import Response
 from producers.client.async_handles import AsyncJob
 from producers.client.request import NewItem
 from producers.gateway.answers import Json
+from producers.gateway.duties.webhook_message import check_address
 from producers.gateway.gateway import Gateway, Here, Who
 from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import MOST_OPENED, LinesOptions, NewJobBody, SubmissionOptions, item_of, opened
-from producers.gateway.views import job_view
+from producers.gateway.views import job_view, webhook_view
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import is_id
 from results_store.records import JobFilter, JobStatus
@@ -51,9 +52,11 @@ async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
     if len(body.inputs) > gateway.settings.max_items:
         raise _too_many(gateway)
 
+    files = await gateway.takes_files(body.task)
+
     def items() -> Iterator[object]:
         for place, value in enumerate(body.inputs):
-            yield _item(value, f"inputs[{place}]")
+            yield _item(value, f"inputs[{place}]", files=files)
 
     job = await _submit(gateway, caller, body, items())
     return await _accepted(job)
@@ -70,6 +73,7 @@ async def submit_lines(
     """
     _check_type(request)
     accepted: list[str] = []
+    files = await gateway.takes_files(options.task)
 
     async def items() -> AsyncIterator[object]:
         count = 0
@@ -79,7 +83,7 @@ async def submit_lines(
                 continue
             if count > gateway.settings.max_items:
                 raise _too_many(gateway)
-            yield _parsed(line, f"line {count}")
+            yield _parsed(line, f"line {count}", files=files)
 
     def noting(id_: str, _: int) -> None:
         accepted[:] = [id_]
@@ -113,10 +117,12 @@ async def newest(
     return Json({"jobs": [job_view(job) for job in page], "next": after})
 
 
-@router.get("/{job}", responses=answer_of(api_answers.JOB))
+@router.get("/{job}", responses=answer_of(api_answers.ONE_JOB))
 async def status(job: str, gateway: Here, caller: Who) -> Response:
-    """Return a job with its progress."""
-    return Json(job_view(await gateway.job(job, caller)))
+    """Return a job with its progress, and with its webhook, if it has one."""
+    found = await gateway.job(job, caller)
+    webhook = await gateway.client.ask(lambda store: store.webhooks.find(found.id))
+    return Json(job_view(found) | ({} if webhook is None else {"webhook": webhook_view(webhook)}))
 
 
 @router.post("/{job}/cancel", responses=answer_of(api_answers.JOB))
@@ -133,7 +139,10 @@ async def _submit(
     items: Iterable[object] | AsyncIterable[object],
     on_accepted: Callable[[str, int], object] | None = None,
 ) -> AsyncJob:
-    return await gateway.client.submit_many(
+    url = options.webhook
+    if url is not None:
+        check_address(url, secrets=gateway.settings.webhook_secrets, private=gateway.settings.webhook_private)
+    job = await gateway.client.submit_many(
         options.task,
         items,
         priority=options.priority,
@@ -147,6 +156,9 @@ async def _submit(
         patience_s=gateway.settings.patience_s if isinstance(items, Iterable) else gateway.settings.max_wait_s,
         tenant=caller.tenant,
     )
+    if url is not None:
+        await gateway.client.ask(lambda store: store.webhooks.add(job.id, url))
+    return job
 
 
 async def _accepted(job: AsyncJob) -> Response:
@@ -156,22 +168,22 @@ async def _accepted(job: AsyncJob) -> Response:
     return Json(view, 202, {"Location": f"/api/jobs/{job.id}"})
 
 
-def _item(value: object, place: str) -> NewItem | InvalidInput:
+def _item(value: object, place: str, *, files: bool) -> NewItem | InvalidInput:
     """Return an item, or its error for `on_error` to handle."""
     try:
-        return item_of(value, place)
+        return item_of(value, place, files=files)
     except InvalidInput as error:
         return error
 
 
-def _parsed(line: bytes, place: str) -> NewItem | InvalidInput:
+def _parsed(line: bytes, place: str, *, files: bool) -> NewItem | InvalidInput:
     if opened(line) > MOST_OPENED:
         return InputTooLarge(place, f"has over {MOST_OPENED:,} lists and objects", "split the input")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         return InvalidInput(place, f"is not JSON: {error}", "write one JSON value per line")
-    return _item(value, place)
+    return _item(value, place, files=files)
 
 
 async def _lines(request: Request, limit: int) -> AsyncIterator[bytes]:

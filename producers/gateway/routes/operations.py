@@ -55,8 +55,9 @@ async def healthz() -> Response:
 
 @public.get("/readyz", responses=answer_of(Health) | {503: _NOT_READY})
 async def readyz(request: Request, gateway: Here) -> Response:
-    """Ask broker and store, and answer if both answered and the gateway's own task makes progress."""
-    if stuck := request.app.state.batches.problem():
+    """Ask broker and store, and answer if both answered and the gateway's own tasks make progress."""
+    state = request.app.state
+    if stuck := state.batches.problem() or state.webhooks.problem():
         raise Problem(503, "NotReady", stuck, retry_after_s=5)
     try:
         async with asyncio.timeout(READY_S):

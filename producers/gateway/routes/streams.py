@@ -15,8 +15,9 @@ from producers.gateway.gateway import Here, Who
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.gateway.problems import problem
-from producers.gateway.schemas import MAX_COUNT, Word
+from producers.gateway.schemas import MAX_COUNT
 from producers.gateway.views import job_view, result_view
+from producers.wire.messages import MOST_NAME
 from results_store.records import JobStatus
 
 router = APIRouter(prefix="/api/jobs/{job}", tags=["jobs"])
@@ -47,11 +48,11 @@ async def page(
     caller: Who,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     after_seq: Annotated[int, Query(ge=-1, le=MAX_COUNT)] = -1,
-    after_task: Word = "",
+    after_task: Annotated[str | None, Query(max_length=MOST_NAME, pattern=r"^[^\x00]*$")] = None,
 ) -> Response:
-    """Return a page of a job's results in the order of its items, after an item and task."""
+    """Return a page of a job's results in the order of its items, after an item, or after one of its tasks."""
     await gateway.job(job, caller)
-    after = None if after_seq < 0 else (after_seq, after_task)
+    after = None if after_seq < 0 else (after_seq + 1, "") if after_task is None else (after_seq, after_task)
     rows = await gateway.client.ask(lambda store: store.results(job, after=after, limit=limit))
     return Json({"results": [result_view(row) for row in rows]})
 

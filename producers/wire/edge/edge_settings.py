@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from producers.wire.errors import ConfigurationError
-from producers.wire.fleet_file import read_toml, typed
+from producers.wire.fleet_file import beside, read_toml, typed
 
 #: The model of all cascade tasks. No worker serves it: its envelopes go to the forwarder.
 EDGE = "edge"
@@ -131,6 +131,5 @@ def edge_settings(path: str | Path) -> EdgeSettings | None:
         problem = "is for fleets whose inputs lie beside the store; a site's inputs stand in its spool"
         raise ConfigurationError(f"{path}: blobs.url: {problem}; leave it out beside [edge]")
     found = typed(table, EdgeSettings, f"{path}: edge")
-    base = Path(path).absolute().parent
-    paths = {name: str(base / given) for name in ("key_file", "ca_file") if (given := getattr(found, name))}
+    paths = {name: str(beside(path, given)) for name in ("key_file", "ca_file") if (given := getattr(found, name))}
     return msgspec.structs.replace(found, **paths)

@@ -16,6 +16,7 @@ from workers.batching.planning.policy import Budget, Moment, Policy
 from workers.batching.planning.residence import Need
 from workers.batching.planning.tenant_turns import Charge, Turns
 from workers.batching.planning.waiting_pool import Pool, Waiting
+from workers.batching.planning.work_seconds import Amount
 
 
 class Waits(Protocol):
@@ -76,6 +77,11 @@ class Scheduler(Generic[T]):
     def put_back(self, items: Iterable[T]) -> None:
         """Put items of a withdrawn batch back, before all others."""
         self._pool.put_back((item.waiting, item) for item in items)
+
+    def amounts(self) -> list[tuple[str, int, Amount]]:
+        """Return the waiting work by model and priority, each several times for several tenants. For any thread."""
+        lanes = list(self._pool.lanes.items())
+        return [(key[0], key[1], Amount(lane.cost, len(lane.tickets), lane.heads)) for key, lane in lanes]
 
     @property
     def most_urgent(self) -> int | None:

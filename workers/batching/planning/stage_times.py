@@ -35,7 +35,7 @@ class Stages(Generic[B]):
         return len(self._given)
 
     def __iter__(self) -> Iterator[B]:
-        return (given.batch for given in self._given)
+        return (given.batch for given in list(self._given))
 
     @property
     def first(self) -> B:
@@ -69,6 +69,18 @@ class Stages(Generic[B]):
         first, *staged = self._given
         left_s = max(0.0, first.predicted_s - running_s)
         return left_s if overtaking else left_s + sum(given.predicted_s for given in staged)
+
+    def ahead_s(self, running_s: float) -> tuple[float, float]:
+        """Return the seconds until all batches are done, and those by which the running batch is overdue.
+
+        A batch that takes longer than predicted is expected to take as much longer again. Safe from any thread.
+        """
+        given = list(self._given)
+        if not given:
+            return 0.0, 0.0
+        first, *staged = given
+        overdue_s = max(0.0, running_s - first.predicted_s)
+        return abs(first.predicted_s - running_s) + sum(each.predicted_s for each in staged), overdue_s
 
     def end(self, batch: B) -> None:
         """Remove a batch that the device has answered for."""

@@ -57,6 +57,7 @@ class Lane(Generic[T]):
     def __init__(self, key: Key, window: int) -> None:
         self.key = key
         self.tickets: OrderedDict[int, Ticket[T]] = OrderedDict()  # by arrival
+        self.cost = self.heads = 0  # the sums of all items
         self.by_size: list[Sized] = []  # the window's
         self._window = window
         self._later: OrderedDict[int, None] = OrderedDict()  # items beyond the window, by arrival
@@ -67,6 +68,8 @@ class Lane(Generic[T]):
 
     def add(self, ticket: Ticket[T], *, first: bool = False) -> None:
         self.tickets[ticket.number] = ticket
+        self.cost += ticket.waiting.cost
+        self.heads += ticket.waiting.heads
         if first:
             self.tickets.move_to_end(ticket.number, last=False)
         if first or len(self.by_size) < self._window:
@@ -76,6 +79,8 @@ class Lane(Generic[T]):
 
     def remove(self, ticket: Ticket[T]) -> None:
         del self.tickets[ticket.number]
+        self.cost -= ticket.waiting.cost
+        self.heads -= ticket.waiting.heads
         if ticket.number in self._later:
             del self._later[ticket.number]
             return
@@ -104,7 +109,7 @@ class Pool(Generic[T]):
         self._deadlines: list[tuple[float, int, Ticket[T]]] = []  # sorted; no two numbers are alike
 
     def __len__(self) -> int:
-        return sum(len(lane.tickets) for lane in self.lanes.values())
+        return sum(len(lane.tickets) for lane in list(self.lanes.values()))
 
     def __iter__(self) -> Iterator[Ticket[T]]:
         return (ticket for lane in self.lanes.values() for ticket in lane.tickets.values())

@@ -1,0 +1,1 @@
+"""What a gateway does of its own accord, beside answering requests."""

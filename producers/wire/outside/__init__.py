@@ -1,0 +1,1 @@
+"""Requests to hosts outside the fleet that callers name."""

@@ -1,0 +1,80 @@
+"""Webhooks in the store, on both databases: due with the last result, told by one gateway at a time."""
+
+from __future__ import annotations
+
+import threading
+
+from results_store.store import Store
+from tests.integration.rows import new_envelope, new_job, result
+
+
+def with_webhook(store: Store, job: str, *, finished: bool = True, host: str = "app.example") -> None:
+    store.add_envelopes([new_envelope(job, job=job)], jobs=[new_job(job)])
+    store.webhooks.add(job, f"https://{host}/hook")
+    if finished:
+        store.commit([result(0, job=job, envelope=job)], done=[job])
+
+
+def test_a_webhook_is_due_with_the_last_result(store: Store) -> None:
+    with_webhook(store, "job", finished=False)
+    assert store.webhooks.take(10, 60) == []
+    store.commit([result(0, job="job", envelope="job")], done=["job"])
+    (due,) = store.webhooks.take(10, 60)
+    assert (due.job.id, due.job.succeeded, due.url, due.attempts) == ("job", 1, "https://app.example/hook", 0)
+
+
+def test_a_lease_keeps_others_away_and_ends(store: Store) -> None:
+    with_webhook(store, "job")
+    assert len(store.webhooks.take(10, -1)) == 1
+    assert [due.attempts for due in store.webhooks.take(10, 60)] == [1]
+    assert store.webhooks.take(10, 60) == []
+
+
+def test_many_gateways_share_what_is_due(store: Store, store_url: str) -> None:
+    """Each end is told by one of them, and none is left."""
+    for number in range(40):
+        with_webhook(store, f"job{number:02}")
+    taken: list[str] = []
+
+    def gateway() -> None:
+        with Store(store_url) as own:
+            while due := own.webhooks.take(3, 60):
+                taken.extend(one.job.id for one in due)
+
+    threads = [threading.Thread(target=gateway) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == sorted(set(taken))
+    taken += [due.job.id for due in store.webhooks.take(100, 60)]  # what one skipped while another held it
+    assert len(taken) == 40
+
+
+def test_busy_hosts_are_left(store: Store) -> None:
+    with_webhook(store, "slow", host="slow.example")
+    with_webhook(store, "quick")
+    assert [due.job.id for due in store.webhooks.take(10, 60, beside=["slow.example"])] == ["quick"]
+
+
+def test_a_job_that_opens_while_its_end_is_told_is_told_again(store: Store) -> None:
+    with_webhook(store, "job")
+    (due,) = store.webhooks.take(10, 60)
+    store.add_envelopes([new_envelope("more", job="job")])
+    store.webhooks.told(due, 200)
+    store.commit([result(1, job="job", envelope="more")], done=["more"])
+    store.webhooks.failed(due, None, "later", -1)
+    (again,) = store.webhooks.take(10, 60)
+    assert again.job.succeeded == 2
+
+
+def test_the_same_submission_tells_nothing_twice(store: Store) -> None:
+    """A caller who missed the answer submits again with the same key."""
+    with_webhook(store, "job")
+    (due,) = store.webhooks.take(10, 60)
+    store.webhooks.told(due, 200)
+    store.webhooks.add("job", "https://app.example/other")
+    assert store.webhooks.take(10, 60) == []
+    found = store.webhooks.find("job")
+    assert found is not None
+    assert (found.url, found.next_at, found.status) == ("https://app.example/other", None, 200)
