@@ -127,7 +127,10 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """The results in chunks become rows."""
-    op.execute(f"INSERT INTO results ({COLUMNS}) SELECT {COLUMNS} FROM item_results WHERE true ON CONFLICT DO NOTHING")  # noqa: S608
+    op.execute(
+        f"INSERT INTO results ({COLUMNS}) SELECT {COLUMNS} FROM item_results "  # noqa: S608 - constants
+        "WHERE (job, envelope, task) IN (SELECT job, envelope, task FROM result_chunks) ON CONFLICT DO NOTHING"
+    )
     op.execute("DROP VIEW item_results")
     op.drop_table("result_chunks")
     op.drop_column("envelopes", "chunked")
