@@ -93,7 +93,9 @@ def measured(stores: Sequence[str], size: Size) -> dict[str, Any]:
     inputs, expected, _ = work.made(max(4 * size.per_node, size.beside))
     figures: dict[str, Any] = {}
     for store in stores:
-        found = Measured(store, work, inputs, expected, size).figures()
+        with ExitStack() as stack:
+            url = stack.enter_context(postgresql()).url if store == "postgresql" else ""
+            found = Measured(store, url, work, inputs, expected, size).figures()
         figures |= {f"{store}_{name}": float(f"{value:.4g}") for name, value in found.items()}
     for name in ("two_over_one", "four_over_one", "slow_beside_fast"):
         figures[name] = min(figures[f"{store}_{name}"] for store in stores)
@@ -102,9 +104,10 @@ def measured(stores: Sequence[str], size: Size) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The measurements of a store."""
+    """The measurements of a store. Without a `url`, each fleet has an SQLite file of its own."""
 
     store: str
+    url: str
     work: Texts
     inputs: list[str]
     expected: dict[str, list[Any]]
@@ -119,8 +122,9 @@ class Measured:
         with self.nodes(FAST, FAST, FAST, FAST) as four:
             fourfold = self.rate(four, 4 * per_node)
         with self.nodes(FAST, SLOW) as unlike:
+            since = time.time()
             unlike_rate = self.rate(unlike, beside)
-            slow_share = self.share_of_slow(unlike)
+            slow_share = self.share_of_slow(unlike, since)
         return {
             "one_node_texts_per_s": alone,
             "two_nodes_texts_per_s": twice,
@@ -141,8 +145,8 @@ class Measured:
             file = Path(folder) / "fleet.toml"
             file.write_text(FLEET, encoding="utf-8")
             os.environ["ARGOSY_FLEET"] = str(file)
-            if self.store == "postgresql":
-                os.environ["ARGOSY_STORE_URL"] = stack.enter_context(postgresql()).url
+            if self.url:
+                os.environ["ARGOSY_STORE_URL"] = self.url
             convention.progress(f"{self.store}: starting nodes on {', '.join(devices)}")
             fleet = stack.enter_context(ScriptedNodes(devices, Path(folder) / "home"))
             self.job(fleet, min(len(self.inputs), 200 * len(devices)))
@@ -164,9 +168,9 @@ class Measured:
         stored.verify(fleet.store_url, job.id, {task: own[:texts] for task, own in self.expected.items()})
         return took_s
 
-    def share_of_slow(self, fleet: ScriptedNodes) -> float:
-        """Return the share of the items that the second node has computed in all jobs."""
-        items = stored.items_by_worker(fleet.store_url)
+    def share_of_slow(self, fleet: ScriptedNodes, since: float) -> float:
+        """Return the share of the items that the second node has computed since a time."""
+        items = stored.items_by_worker(fleet.store_url, since)
         return items.get("node-1@here", 0) / sum(items.values())
 
 

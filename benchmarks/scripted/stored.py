@@ -40,9 +40,9 @@ def first_batch_at(store_url: str, since: float) -> float:
     return float(found)
 
 
-def items_by_worker(store_url: str) -> dict[str, int]:
-    """Return the items that each node has computed."""
-    rows = _rows(store_url, "SELECT worker, sum(items) FROM batches GROUP BY worker", [])
+def items_by_worker(store_url: str, since: float) -> dict[str, int]:
+    """Return the items that each node has computed since a time."""
+    rows = _rows(store_url, "SELECT worker, sum(items) FROM batches WHERE started_at > ? GROUP BY worker", [since])
     return {worker: int(items) for worker, items in rows}
 
 

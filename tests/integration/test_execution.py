@@ -590,7 +590,7 @@ def test_a_stop_does_not_wait_for_a_long_item(store: Store, tmp_path: Path) -> N
         assert held.exists()
         assert [seq for _, seq, _ in first.everything()] == [0]
         row = first.row(envelope)
-        assert (row["state"], row["stored"], row["attempts"], row["leased_until"]) == ("published", 2, 0, None)
+        assert (row["state"], row["stored"], row["attempts"], row["leased_until"]) == ("published", 1, 0, None)
     held.unlink()
     with Rig(store) as second:
         outcome = second.begin(reference(envelope))
