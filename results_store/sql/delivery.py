@@ -51,7 +51,7 @@ from results_store.records import (
 )
 from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
 from results_store.sql.chunks.chunk_rows import ChunkRow, numbers
-from results_store.sql.chunks.chunk_storage import StoredChunks, insert_chunks, not_in_chunks
+from results_store.sql.chunks.chunk_storage import StoredChunks, insert_chunks, not_in_chunks, not_in_chunks_of
 from results_store.sql.columns import CLOCK, among, as_list, cleaned, clock, given_or_clock, listed
 from results_store.sql.result_rows import (
     Accepted,
@@ -81,7 +81,7 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     """
     results, done, dead = transaction.results, transaction.done, transaction.dead
     unlisted, stepped = transaction.unlisted, transaction.stepped
-    unbooked = [result for result in results if result.envelope in unlisted] if unlisted else ()
+    unbooked: Sequence[Result] = [one for one in results if one.envelope in unlisted] if unlisted else ()
     booked = [result for result in results if result.envelope not in unlisted] if unlisted else results
     steps = [result for result in booked if result.envelope in stepped] if stepped else ()
     booked = [result for result in booked if result.envelope not in stepped] if stepped else booked
@@ -89,7 +89,10 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     owners = {result.envelope for result in (*booked, *steps, *transaction.chunks)}
     if odd := {chunk.envelope for chunk in transaction.chunks}.intersection((*unlisted, *stepped)):
         raise InvalidRow(f"chunks: {min(odd)} has no row or belongs to a pipeline; store its results as rows")
-    there = _lock(connection, {*rows, *dead, *transaction.claims, *owners}, transaction)
+    late = {result.job for result in unbooked if result.envelope not in done}  # of jobs whose envelopes are at work
+    at_work = _at_work(connection, late) if late else ()
+    there = _lock(connection, {*rows, *dead, *transaction.claims, *owners, *at_work}, transaction)
+    unbooked = not_in_chunks_of(connection, unbooked, late) if late else unbooked
     chunks = insert_chunks(connection, transaction.chunks, there.chunked, there.now) if transaction.chunks else _NONE
     booked, now = [*booked, *chunks.apart] if chunks.apart else booked, there.now
     chunked = {id_ for id_, has in there.chunked.items() if has} | {row.envelope for row in chunks.whole}
@@ -120,6 +123,12 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
 
 
 _NONE = StoredChunks()
+
+
+def _at_work(connection: Connection, owners: Collection[str]) -> Sequence[str]:
+    """Return the envelopes of these jobs that may still store results."""
+    wanted = select(envelopes.c.id).where(UNFINISHED, among(connection, envelopes.c.job, owners))
+    return connection.execute(wanted).scalars().all()
 
 
 class _Locked(NamedTuple):

@@ -264,7 +264,7 @@ def test_the_services_work_together_as_local_processes(local: Local) -> None:
 
     until(finished_in_flower)  # its events come after the client's notice
     with psycopg.connect(local.store_url) as connection:  # what an operator copies from docs/operations.md
-        assert [len(connection.execute(query.encode()).fetchall()) for query in _blocks("sql")] == [0, 1, 0]
+        assert [len(connection.execute(query.encode()).fetchall()) for query in _blocks("sql")] == [80, 0, 1, 0]
     for stranger in (None, "argosy:wrong"):
         with pytest.raises(urllib.error.HTTPError, match="401"):
             local.flower("/api/tasks", stranger)

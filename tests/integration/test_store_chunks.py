@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -158,6 +159,38 @@ def test_an_envelope_that_an_older_version_began_is_covered_by_rows_and_a_chunk(
     done = store.transact(Transaction(results=spam, chunks=chunks, done=["e0"], at=7.0))
 
     assert (done.inserted, done.done) == (2 * ITEMS, (("job", "e0"),))
+
+
+def test_substitutes_for_results_in_chunks_are_dropped(store: Store) -> None:
+    """The gateway ends a batch with a substitute for each result that it may lack, under the batch's own name."""
+    accepted(store)
+    store.transact(Transaction(chunks=chunks_of(answers(range(ITEMS - 2)))))
+    late = {**FAILED, "state": ResultState.EXPIRED, "envelope": "batch"}
+    substitutes = [result(seq, task, **late) for seq in range(ITEMS) for task in TASKS]
+    store.commit(substitutes, unlisted={"batch"}, at=8.0)
+    by_state = Counter((row.seq < ITEMS - 2, row.state) for row in store.results("job"))
+    assert by_state == {(True, ResultState.SUCCEEDED): 3 * (ITEMS - 2), (False, ResultState.EXPIRED): 6}
+    assert store.job("job").expired == 6
+
+
+def test_a_substitute_and_a_chunk_at_once(store: Store) -> None:
+    """Whichever comes first: each result once, and counted once."""
+    for number in range(10):
+        job, envelope = f"job{number}", f"own{number}"
+        store.create_job(new_job(job))
+        owed = {"items": ITEMS, "results": ITEMS * len(TASKS), "job": job}
+        store.add_envelopes([new_envelope(envelope, **owed)])
+        chunks = chunks_of([replace(row, job=job) for row in answers(range(ITEMS), envelope)])
+        late = {**FAILED, "state": ResultState.EXPIRED, "envelope": "batch", "job": job}
+        substitutes = [result(seq, task, **late) for seq in range(ITEMS) for task in TASKS]
+
+        def work(turn: int, chunks: Any = chunks, done: str = envelope, substitutes: Any = substitutes) -> None:
+            given = {"results": substitutes, "unlisted": {"batch"}} if turn else {"chunks": chunks, "done": [done]}
+            store.transact(Transaction(**given))
+
+        run_together(work, 2)
+        found = store.job(job)
+        assert len(store.results(job)) == found.succeeded + found.expired == ITEMS * len(TASKS)
 
 
 def test_workers_with_the_same_envelope_at_once(store: Store) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select
 
 from results_store.records import Result, ResultChunk, ResultState
 from results_store.sql.chunks.chunk_rows import SPAN, VECTOR_BYTES, ChunkResults, ChunkRow, numbers, row_of
@@ -113,10 +113,25 @@ def not_in_chunks(connection: Connection, rows: Sequence[Result], chunked: Colle
     there = {row.envelope for row in rows}.intersection(chunked) if chunked else ()
     if not there:
         return rows
-    c = result_chunks.c
     owners = {row.job for row in rows if row.envelope in there}
-    wanted = select(c.job, c.task, c.first, c.size, c.places)
-    wanted = wanted.where(among(connection, c.job, owners), among(connection, c.envelope, there))
+    return _without_stored(connection, rows, owners, among(connection, result_chunks.c.envelope, there))
+
+
+def not_in_chunks_of(connection: Connection, rows: Sequence[Result], owners: Collection[str]) -> Sequence[Result]:
+    """Return the results that are in no chunk of these jobs, whichever envelope it is of.
+
+    The caller has the locks of the jobs' envelopes at work.
+    """
+    seqs = [row.seq for row in rows if row.job in owners]
+    near = result_chunks.c.first.between(min(seqs) - SPAN, max(seqs))
+    return _without_stored(connection, rows, owners, near)
+
+
+def _without_stored(
+    connection: Connection, rows: Sequence[Result], owners: Collection[str], which: ColumnElement[bool]
+) -> Sequence[Result]:
+    c = result_chunks.c
+    wanted = select(c.job, c.task, c.first, c.size, c.places).where(among(connection, c.job, owners), which)
     stored: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for job, task, first, size, places in connection.execute(wanted):
         stored[job, task].update(numbers(first, size, places))
