@@ -282,30 +282,30 @@ def test_a_call_whose_thread_ends_is_made_again(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_time_in_which_the_process_is_stopped_is_not_the_calls() -> None:
-    """A call needs a fifth of its limit, and meanwhile the process is stopped for longer than the limit."""
+    """A call waits for a word, and meanwhile the process is stopped for longer than the call's limit."""
     script = """if True:
-        import time
+        import sys
         from tests.unit.test_own_class import ClassCalls, class_calls, model
 
         class_calls.SLOW_AFTER_S = 0.1
 
         def call():
             print("begun", flush=True)
-            until = time.process_time() + 0.4
-            while time.process_time() < until:
-                pass
+            sys.stdin.readline()
             return "answered"
 
         print(ClassCalls(2).call(model(), "prepare", call))
     """
     command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        time.sleep(0.2)
         process.send_signal(signal.SIGSTOP)
         time.sleep(2.2)
         process.send_signal(signal.SIGCONT)
+        process.stdin.write("go on\n")
+        process.stdin.flush()
         assert process.stdout.read() == "answered\n"
 
 
