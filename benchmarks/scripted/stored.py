@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -15,9 +16,10 @@ class Wrong(AssertionError):
 
 def verify(store_url: str, job: str, expected: Mapping[str, Sequence[Any]]) -> None:
     """Compare all rows of a job with the expected outputs, in the order of the items, by task. Raises Wrong."""
+    view = "item_results" if find_spec("results_store.sql.chunks") else "results"  # of an older tree
     rows = _rows(
-        store_url, "SELECT seq, task, state, output, error FROM item_results WHERE job = ? ORDER BY seq, task", [job]
-    )
+        store_url, f"SELECT seq, task, state, output, error FROM {view} WHERE job = ? ORDER BY seq, task", [job]
+    )  # noqa: S608
     owed = sum(map(len, expected.values()))
     if len(rows) != owed:
         raise Wrong(f"{len(rows):,} rows are stored, {owed:,} are owed")
