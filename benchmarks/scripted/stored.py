@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,10 +16,8 @@ class Wrong(AssertionError):
 
 def verify(store_url: str, job: str, expected: Mapping[str, Sequence[Any]]) -> None:
     """Compare all rows of a job with the expected outputs, in the order of the items, by task. Raises Wrong."""
-    view = "item_results" if find_spec("results_store.sql.chunks") else "results"  # of an older tree
-    rows = _rows(
-        store_url, f"SELECT seq, task, state, output, error FROM {view} WHERE job = ? ORDER BY seq, task", [job]
-    )  # noqa: S608
+    statement = f"SELECT seq, task, state, output, error FROM {_view()} WHERE job = ? ORDER BY seq, task"  # noqa: S608
+    rows = _rows(store_url, statement, [job])
     owed = sum(map(len, expected.values()))
     if len(rows) != owed:
         raise Wrong(f"{len(rows):,} rows are stored, {owed:,} are owed")
@@ -30,6 +28,14 @@ def verify(store_url: str, job: str, expected: Mapping[str, Sequence[Any]]) -> N
     (counted,) = _rows(store_url, "SELECT total, succeeded FROM jobs WHERE id = ?", [job])
     if counted != (owed, owed):
         raise Wrong(f"the job counts {counted}, {owed:,} are owed")
+
+
+def _view() -> str:
+    """Return the name by which SQL reads all results; an older tree has the table alone."""
+    with suppress(ModuleNotFoundError):
+        if find_spec("results_store.sql.chunks"):
+            return "item_results"
+    return "results"
 
 
 def batches(store_url: str, since: float) -> list[tuple[int, int, float]]:
