@@ -61,7 +61,7 @@ test-stack: $(INSTALLED)
 test-morning: $(INSTALLED)
 	ARGOSY_TEST_STACK=1 $(BIN)/python -m pytest tests/stack/test_morning.py -s
 
-# The long tests of models, recipes, clocks and fleets, and more hostile inputs: ten minutes. Before a release.
+# The long tests of models, recipes, clocks and fleets, and more hostile inputs: minutes. Before a release.
 test-long: $(INSTALLED)
 	ARGOSY_FUZZ_INPUTS=10000 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal -m long
 	ARGOSY_FUZZ_INPUTS=10000 $(BIN)/python -m pytest -n $(TESTERS) tests/unit/test_fuzz.py

@@ -456,7 +456,7 @@ def _doubled(items: Sequence[object]) -> dict[int, str]:
 
 
 def _bad_items(items: Sequence[object], malformed: Mapping[int, str], doubled: Mapping[int, str]) -> list[BadItem]:
-    """Return the malformed items. One without a readable `seq` of its own gets a number that no other item has."""
+    """Return the malformed items. An item without a readable `seq` of its own gets a number that no other item has."""
     taken = {_seq(value) for value in items}
     free = (number for number in count(len(items)) if number not in taken)
     bad = []

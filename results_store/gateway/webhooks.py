@@ -110,8 +110,8 @@ class Webhooks:
     def failed(self, due: DueWebhook, status: int | None, error: str, retry_in_s: float) -> None:
         """Note a failed attempt. The next one follows after `retry_in_s`."""
         values = {"status": status, "error": text(error[:_LONGEST_ERROR]), "next_at": clock() + retry_in_s}
-        with self._database.write(Weight.NOTE) as connection:
-            connection.execute(update(webhooks).where(webhooks.c.job == due.job.id).values(values))
+        with self._database.write(Weight.NOTE) as connection:  # unless another gateway told it meanwhile
+            connection.execute(update(webhooks).where(webhooks.c.job == due.job.id, OPEN_WEBHOOK).values(values))
 
     def _end(self, due: DueWebhook, values: dict[str, object]) -> None:
         mine = update(webhooks).where(webhooks.c.job == due.job.id)

@@ -78,3 +78,14 @@ def test_the_same_submission_tells_nothing_twice(store: Store) -> None:
     found = store.webhooks.find("job")
     assert found is not None
     assert (found.url, found.next_at, found.status) == ("https://app.example/other", None, 200)
+
+
+def test_a_late_failure_opens_nothing_again(store: Store) -> None:
+    """A gateway that was held up hears of its failure after another one has told the end."""
+    with_webhook(store, "job")
+    (due,) = store.webhooks.take(10, -1)
+    store.webhooks.told(due, 200)
+    store.webhooks.failed(due, None, "late", -1)
+    found = store.webhooks.find("job")
+    assert found is not None
+    assert (found.next_at, found.status, found.error) == (None, 200, None)

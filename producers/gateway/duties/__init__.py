@@ -1,1 +1,1 @@
-"""What a gateway does of its own accord, beside answering requests."""
+"""The duties of a gateway: its work beside answering requests."""
