@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic_core import CoreSchema
 
 from producers.client.request import NewItem
-from producers.client.sending.submission import MOST_NAME_CHARS
+from producers.client.sending.submission import MOST_JOB_NAME
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, PathInput, UrlInput
 
@@ -140,11 +140,11 @@ class SubmissionOptions(Asked):
     """The options that all items of a job share."""
 
     priority: PriorityName = "bulk"
-    name: str | None = Field(None, max_length=MOST_NAME_CHARS)
+    name: str | None = Field(None, max_length=MOST_JOB_NAME)
     idempotency_key: str | None = Field(
         None,
         min_length=1,
-        max_length=MOST_NAME_CHARS,
+        max_length=MOST_JOB_NAME,
         description="Submitting again with the same key and inputs adds nothing twice.",
     )
     ttl_s: Seconds | None = Field(None, gt=0, le=MAX_COUNT, description="Purge the job so many seconds after its end.")
@@ -175,8 +175,8 @@ class LinesOptions(Body):
     params: str | None = Field(None, description="Parameters, as JSON.")
     deadline_s: DeadlineS = None
     priority: PriorityName = "bulk"
-    name: str | None = Field(None, max_length=MOST_NAME_CHARS)
-    idempotency_key: str | None = Field(None, min_length=1, max_length=MOST_NAME_CHARS)
+    name: str | None = Field(None, max_length=MOST_JOB_NAME)
+    idempotency_key: str | None = Field(None, min_length=1, max_length=MOST_JOB_NAME)
     ttl_s: float | None = Field(None, gt=0, le=MAX_COUNT)
     on_error: Literal["stop", "skip"] = "stop"
     webhook: Webhook = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 #: The most characters of a job's name, which each list of jobs repeats, and of its idempotency key, which is indexed.
-MOST_NAME_CHARS = 500
+MOST_JOB_NAME = 500
 
 
 def lone_order(
@@ -175,8 +175,8 @@ def new_job(
     for field, given in {"name": name, "idempotency_key": idempotency_key}.items():
         if given is not None and not isinstance(given, str):
             raise InvalidInput(field, f"must be text, not {type(given).__name__}", "convert it with str()")
-        if given is not None and len(given) > MOST_NAME_CHARS:
-            raise InvalidInput(field, f"has {len(given):,} characters, over {MOST_NAME_CHARS}", "shorten it")
+        if given is not None and len(given) > MOST_JOB_NAME:
+            raise InvalidInput(field, f"has {len(given):,} characters, over {MOST_JOB_NAME}", "shorten it")
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
     name, idempotency_key = plain(name), plain(idempotency_key)
