@@ -104,7 +104,7 @@ def heard(app):
     """The application's own worker, on a queue of its own and on the default one: what its tasks were called with."""
     calls: Counter[str] = Counter()
 
-    @app.task(name="my.count")
+    @app.task(name="my.count", shared=False)
     def count(*answers):
         calls["count"] += 1
         rows = [
@@ -115,11 +115,11 @@ def heard(app):
         ]
         return len(rows)
 
-    @app.task(name="my.err")
+    @app.task(name="my.err", shared=False)
     def err(*_):
         calls["err"] += 1
 
-    @app.task(name="my.envelope")
+    @app.task(name="my.envelope", shared=False)
     def envelope(_):
         return {"model": "scripted", "items": [{"seq": 0, "input": "made elsewhere", "tasks": ["echo"]}]}
 
