@@ -107,10 +107,10 @@ class RefusedMessage(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
 
 
-def note_refused(redis: Redis, message: RefusedMessage) -> None:
-    """Add a message to the list. Raises RedisError."""
+def note_refused(redis: Redis, *messages: RefusedMessage) -> None:
+    """Add messages to the list. Raises RedisError."""
     with redis.pipeline(transaction=False) as pipeline:
-        pipeline.lpush(REFUSED, msgspec.json.encode(message))
+        pipeline.lpush(REFUSED, *map(msgspec.json.encode, messages))
         pipeline.ltrim(REFUSED, 0, MOST_REFUSED - 1)
         pipeline.expire(REFUSED, REFUSED_KEPT_S)
         pipeline.execute()

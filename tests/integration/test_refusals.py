@@ -89,8 +89,43 @@ def test_a_durable_envelope_costs_redis_a_pop(redis: Redis, connection: Connecti
     for taken in taker.take(2):
         taken.ack()
     called = {name.removeprefix("cmdstat_") for name in redis.info("commandstats")}
-    assert called <= {"lpush", "brpop", "config|resetstat", "info"}
+    assert called <= {"lpush", "brpop", "rpop", "config|resetstat", "info"}
     assert notes(redis) == (0, 0)
+
+
+def test_urgent_messages_that_wait_come_together(redis: Redis, connection: Connection) -> None:
+    """One by one, a flood of them takes all the time of the consumer's thread. Slots for others stay free."""
+    taker = Taker(connection)
+    for _ in range(8):
+        redis.lpush(*envelope(durable=False))
+    redis.config_resetstat()
+    taker.drain()
+    assert len(taker.came) == 6, "of eight slots"
+    assert redis.info("commandstats")["cmdstat_hset"]["calls"] == 1
+    assert notes(redis) == (6, 6)
+    for taken in taker.take(6):
+        taken.ack()
+    assert len(taker.take(2)) == 2
+
+
+def test_messages_come_one_by_one_where_no_more_may_be_taken(redis: Redis, connection: Connection) -> None:
+    """An older server, or a user without the right to the command, has the worker take no less."""
+    redis.execute_command("ACL", "SETUSER", "default", "-rpop")
+    taker = Taker(connection)
+    for _ in range(3):
+        redis.lpush(*envelope())
+    assert len(taker.take(3)) == 3
+
+
+def test_a_refused_message_costs_its_neighbours_nothing(redis: Redis, connection: Connection) -> None:
+    """The others of the same poll come, and no note is left of it."""
+    taker = Taker(connection)
+    name, sound = envelope(durable=False)
+    unsound = sound.replace(b'"content-encoding"', b'"content-encoded"').replace(b"base64", b"base63")
+    redis.lpush(name, sound, unsound, b"{", sound)
+    assert len(taker.take(2)) == 2
+    assert notes(redis) == (2, 2)
+    assert redis.llen("argosy.refused") == 2
 
 
 @pytest.mark.parametrize("durable", [True, False])

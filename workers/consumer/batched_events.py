@@ -15,10 +15,9 @@ from celery.exceptions import NotRegistered
 from celery.worker.consumer import Consumer as CelerysConsumer
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import is_name
-from producers.wire.publisher import DURABLE
 from results_store.loops.loop import TICK_S, note
 from workers.consumer.foreign_messages import check
+from workers.consumer.refused_senders import RefusedSenders
 
 #: The interval between sends. Celery sends sooner if there are many events (`EventDispatcher.buffer_limit`).
 EVENTS_EVERY_S = 0.5
@@ -40,6 +39,10 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
     A message that cannot be run raises, and the channel refuses it.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._senders = RefusedSenders(self.app)
+
     def update_strategies(self) -> None:
         super().update_strategies()
         for task in NOT_RUN:
@@ -47,9 +50,8 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)
-        self.task_consumer.channel.on_refused = self._tell_sender
+        self.task_consumer.channel.on_refused = self._senders.tell
         self.task_consumer.channel.intake = self.app.intake
-        self.app.backend.always_retry = False  # this thread's own: it must not wait for a database that is away
 
         def check_and_handle(message: Any) -> None:
             due = check(message)
@@ -73,16 +75,6 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         name = message.headers["task"]
         problem = f"this worker has no task {name[:100]!r}; send it to the queue of another application"
         raise InvalidMessage(problem) from NotRegistered(name)
-
-    def _tell_sender(self, message: dict[str, Any], error: Exception) -> None:
-        """Store a refusal as the failure of its task, for a sender with Argosy's result backend that waits for it."""
-        with suppress(Exception):  # whatever the message holds, its refusal is logged
-            headers, id_ = message.get("headers") or {}, message["properties"]["correlation_id"]
-            if is_name(id_) and not headers.get(DURABLE) and not headers.get("ignore_result"):
-                reason = error.__cause__ if isinstance(error.__cause__, NotRegistered) else error
-                if not isinstance(reason, NotRegistered | InvalidMessage):
-                    reason = InvalidMessage(type(error).__name__)  # its arguments may hold a part of the message
-                self.app.backend.mark_as_failure(id_, reason)
 
     def register_with_event_loop(self, hub: Any) -> None:
         """Send events at intervals. Called for each new connection; Celery ends the timers of the old one."""
@@ -123,6 +115,7 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         """Send the last events, then shut down."""
         with suppress(*self.connection_errors):
             self._flush_events()
+        self._senders.close()
         super().shutdown()
 
 

@@ -56,4 +56,4 @@ def _settle(request: Any, run: Future[Any]) -> None:
 
 def _refuse(message: Any, error: BaseException) -> None:
     raw = message._raw  # noqa: SLF001 - kombu keeps it for its own notes
-    message.channel.refuse(encoded(raw), raw, message.delivery_info["routing_key"], error)
+    message.channel.refuse((encoded(raw), raw, message.delivery_info["routing_key"], error))

@@ -30,15 +30,19 @@ from redis.exceptions import (
 )
 
 from producers.wire.errors import InvalidMessage, without_text
-from producers.wire.messages import JSON, MSGPACK, new_id
+from producers.wire.messages import JSON, MSGPACK, Priority, new_id
 from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, put_aside, queue_of
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
-from workers.consumer.unacknowledged import QoS
+from workers.consumer.unacknowledged import Note, QoS, note_of
 from workers.node.intake import Intake, Unbounded
-from workers.node.lanes import may_take
+from workers.node.lanes import may_take, may_take_more
 
 logger = logging.getLogger(__name__)
+
+
+#: A message that is not run: its bytes, what was read of them, its queue, and the error.
+Refused = tuple[bytes, Any, object, BaseException]
 
 
 class Client(Redis):
@@ -66,7 +70,9 @@ POLL_S = 0.02
 #: A list that nobody writes to: a poll that takes from no other waits for `POLL_S`.
 NO_LIST = "argosy.none"
 
-#: One poll in so many asks for the least urgent lists first, so that no flood of urgent messages keeps them waiting.
+#: One message in so many is of the least urgent lists, so that no flood of urgent messages keeps them waiting. Until
+#: then urgent messages come together. Each wait for Redis is a wait for the interpreter's lock, too, so a flood of
+#: messages that come one by one takes all the time of the consumer's thread.
 LEAST_URGENT_FIRST = 8
 
 
@@ -79,7 +85,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     From each list (a queue's messages of one priority) it takes no more than `may_take` allows of the prefetch count,
     and only what its `intake` chooses.
     Its own lists are those of `priority_steps`, to which it also sends. It reads other applications' lists while they
-    have messages. More urgent lists come first, but for one poll in `LEAST_URGENT_FIRST`.
+    have messages. More urgent lists come first, but for one message in `LEAST_URGENT_FIRST`.
     """
 
     QoS = QoS
@@ -89,10 +95,12 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
 
     _kept_client: tuple[Any, Any] | None = None  # the pool, and its client
     #: Called with a message that is refused before its task runs, and the error.
-    on_refused: Callable[[dict[str, Any], Exception], object] = staticmethod(lambda message, error: None)
+    on_refused: Callable[[dict[str, Any], BaseException], object] = staticmethod(lambda message, error: None)
 
     _others: Mapping[str, tuple[str, int]] = {}  # other applications' lists with messages: queue and priority
-    _polls = 0
+    _taken = 0  # messages since the least urgent lists came first
+    _together: str | None = None  # the list from which the poll under way takes several messages
+    _takes_several = True  # whether Redis allows that
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._taking = Refusals("taking envelopes")
@@ -143,7 +151,6 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        self._polls += 1
         lists = [(queue, priority) for priority in self.priority_steps for queue in queues]
         held = self.held()
         free = self.qos.prefetch_count - held.total()
@@ -154,15 +161,25 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         for name, (queue, priority) in self._others.items():
             if (queue, self.priority(priority)) in chosen.lists:
                 keys.append((priority, name))
-        keys.sort(key=itemgetter(0), reverse=not self._polls % LEAST_URGENT_FIRST)
+        more = LEAST_URGENT_FIRST - 2 - self._taken  # with this poll's first message
+        keys.sort(key=itemgetter(0), reverse=more < 0)
+        if more < 0:
+            self._taken = -1
         wait_s = (self.brpop_timeout if timeout is None else timeout) if everything and chosen.all else POLL_S
         command = "BLPOP" if chosen.newest else "BRPOP"  # their answers have the same form
         arguments = [command, *([name for _, name in keys] or [NO_LIST]), wait_s]
         if self.global_keyprefix:
             arguments = self.client._prefix_args(arguments)  # noqa: SLF001 - like kombu's own code
-        self._in_poll = self.client.connection
+        commands = [arguments]
+        if self.qos.prefetch_count and keys:
+            more = min(more, may_take_more(held[queue_of(keys[0][1]), Priority.INTERACTIVE], free))
+        several = more > 0 and keys and keys[0][0] == Priority.INTERACTIVE and chosen.several and self._takes_several
+        self._together = keys[0][1] if several else None
+        if self._together:  # Redis runs this when the first command ends, so both answers come at once
+            commands.append(["RPOP", self.global_keyprefix + self._together, more])
+        self._in_poll = connection = self.client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command(*arguments)
+        connection.send_packed_command(connection.pack_commands(commands))
 
     def look_at_others(self) -> None:
         """Look which lists of other applications have messages. These lists are read until the next look."""
@@ -208,44 +225,87 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         return super()._connparams(*args, **options)
 
     def _brpop_read(self, **options: Any) -> bool:
-        # kombu's own, but for `_deliver`
+        # kombu's own, but that more messages may come with the first one
+        client = self.client
+        taken: list[tuple[bytes, str]] = []
         try:
-            popped = self.client.parse_response(self.client.connection, "BRPOP", **options)
-        except self.connection_errors as error:
-            self.client.connection.disconnect()
-            if not isinstance(error, ResponseError):
+            refused = self._take("BRPOP", taken, options)
+            if self._together and self._take("RPOP", taken, options) and not refused:
+                self._takes_several = False
+        except self.connection_errors:
+            client.connection.disconnect()
+            if not taken:
                 raise
-            self._taking.refused(error)
-            if str(error).startswith("WRONGTYPE"):
-                self._put_aside_lists()
-            raise Empty from error
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        self._taking.accepted()
-        if not popped:
-            raise Empty
-        key, data = popped
-        queue = queue_of(key.decode())
-        self._queue_cycle.rotate(queue)
-        self._deliver(data, queue)
+        if refused:
+            client.connection.disconnect()
+            self._taking.refused(refused)
+            if str(refused).startswith("WRONGTYPE"):
+                self._put_aside_lists()
+        else:
+            self._taking.accepted()
+        if not taken:
+            raise Empty from refused
+        self._deliver(taken)
         return True
 
-    def _deliver(self, data: bytes, queue: str) -> None:
-        """Give a message to the consumer. A message that raises is refused, and the channel reads on."""
-        raw, tag, held = None, "", self.qos._delivered  # noqa: SLF001 - like kombu's own code
+    def _take(self, command: str, taken: list[tuple[bytes, str]], options: Mapping[str, Any]) -> ResponseError | None:
+        """Read the answer of a command of the poll: append its messages with their queues, or return its refusal."""
         try:
-            raw = loads(data.decode())
-            tag = _with_sound_properties(raw, queue, held)
-            self.connection._deliver(raw, queue)  # noqa: SLF001 - like kombu's own code
-        except LOST:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's message raises, wherever
-            self.refuse(data, raw, queue, error)
-            if tag in held:
-                self.qos.ack(tag)
-            if isinstance(raw, dict):
-                self.on_refused(raw, error)
+            answer = self.client.parse_response(self.client.connection, command, **options)
+        except ResponseError as error:
+            return error
+        if answer:
+            key, messages = (answer[0].decode(), answer[1:]) if command == "BRPOP" else (self._together or "", answer)
+            taken += [(data, queue_of(key)) for data in messages]
+            self._taken += len(messages)
+        return None
+
+    def _deliver(self, taken: Sequence[tuple[bytes, str]]) -> None:
+        """Give messages with their queues to the consumer. Those that raise are refused."""
+        lost: Exception | None = None
+        sound, refused = self._sound(taken)
+        try:
+            self.qos.note({tag: note for tag, (*_, note) in sound.items() if note})
+        except LOST as error:
+            lost = error
+        unsettled = []
+        for tag, (data, raw, queue, _) in sound.items():
+            try:
+                self.connection._deliver(raw, queue)  # noqa: SLF001 - like kombu's own code
+            except LOST as error:
+                lost = error
+            except Exception as error:  # noqa: BLE001 - whatever a stranger's message raises, wherever
+                refused.append((data, raw, queue, error))
+                unsettled.append(tag)
+        if refused:
+            self.refuse(*refused)
+            self.qos.settle(unsettled)
+            for _, raw, _, cause in refused:
+                if isinstance(raw, dict):
+                    self.on_refused(raw, cause)
+        if lost:
+            raise lost
+
+    def _sound(
+        self, taken: Sequence[tuple[bytes, str]]
+    ) -> tuple[dict[str, tuple[bytes, Any, str, Note | None]], list[Refused]]:
+        """Read messages. Return the sound ones by tag, each with its note, and the others."""
+        held = self.qos._delivered  # noqa: SLF001 - like kombu's own code
+        sound: dict[str, tuple[bytes, Any, str, Note | None]] = {}
+        refused: list[Refused] = []
+        for data, queue in taken:
+            self._queue_cycle.rotate(queue)
+            raw = None
+            try:
+                raw = loads(data.decode())
+                tag = _with_sound_properties(raw, queue, held, sound)
+                sound[tag] = data, raw, queue, note_of(raw, queue)
+            except Exception as error:  # noqa: BLE001 - as in `_deliver`
+                refused.append((data, raw, queue, error))
+        return sound, refused
 
     def _put_aside_lists(self) -> None:
         """Rename keys of other types among the lists: a single one has Redis refuse to pop from any."""
@@ -253,35 +313,39 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         with suppress(RedisError, OSError), self.conn_or_acquire() as client:
             put_aside(client, dict.fromkeys(keys, "list"))
 
-    def refuse(self, data: bytes, raw: Any, queue: object, error: BaseException) -> None:
-        """Log a message that is not run, and note it for operators. Its content is not shown. Thread-safe."""
-        refused = RefusedMessage(
-            at=time(),
-            queue=_shown(queue),
-            cause=_cause(error),
-            sha256=hashlib.sha256(data).hexdigest(),
-            bytes=len(data),
-            **_named(raw),
-        )
-        logger.warning(
-            "refused a message of %s: %s (task %r, id %r, %d bytes, sha256 %s)",
-            refused.queue, refused.cause, refused.task, refused.id, refused.bytes, refused.sha256,
-        )  # fmt: skip
+    def refuse(self, *messages: Refused) -> None:
+        """Log messages that are not run, and note them for operators. Their content is not shown. Thread-safe."""
+        refused = [
+            RefusedMessage(
+                at=time(),
+                queue=_shown(queue),
+                cause=_cause(error),
+                sha256=hashlib.sha256(data).hexdigest(),
+                bytes=len(data),
+                **_named(raw),
+            )
+            for data, raw, queue, error in messages
+        ]
+        for one in refused:
+            logger.warning(
+                "refused a message of %s: %s (task %r, id %r, %d bytes, sha256 %s)",
+                one.queue, one.cause, one.task, one.id, one.bytes, one.sha256,
+            )  # fmt: skip
         with suppress(RedisError, OSError), self.conn_or_acquire() as client:
-            note_refused(client, refused)
+            note_refused(client, *refused)
 
     def _do_restore_message(
         self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
     ) -> None:
         """Put a noted message back into its list. An older worker may have noted a message that has none."""
         try:
-            _with_sound_properties(payload, routing_key, ())
+            _with_sound_properties(payload, routing_key)
             priority, data = payload["properties"].get("priority") or 0, dumps(payload)
             lists = [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
         except LOST:
             raise
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self.refuse(encoded(payload), payload, routing_key, error)
+            self.refuse((encoded(payload), payload, routing_key, error))
             return
         for key in lists:
             (pipe.lpush if leftmost else pipe.rpush)(key, data)
@@ -314,7 +378,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         exchange = received["channel"].decode().partition(".")[2].partition("/")[0]
         try:
             message = loads(received["data"].decode())
-            _with_sound_properties(message, exchange, ())
+            _with_sound_properties(message, exchange)
             self._deliver_fanout_message(message, exchange)
         except LOST:
             raise
@@ -362,7 +426,7 @@ class Transport(redis.Transport):  # type: ignore[misc] # kombu is untyped
     connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
 
-def _with_sound_properties(raw: Any, queue: Any, held: Container[str]) -> str:
+def _with_sound_properties(raw: Any, queue: Any, *held: Container[str]) -> str:
     """Replace the properties by which kombu handles a message; return its tag, which no `held` message has.
 
     The message goes back to the list that it came from, whatever it says. Raises if it has no properties, no queue or
@@ -380,7 +444,7 @@ def _with_sound_properties(raw: Any, queue: Any, held: Container[str]) -> str:
         properties["priority"] = min(max(int(properties["priority"]), 0), 9)
     properties["delivery_info"] = {"exchange": "", "routing_key": queue}
     tag = properties.get("delivery_tag")
-    if not isinstance(tag, str) or not tag or tag in held:
+    if not isinstance(tag, str) or not tag or any(tag in own for own in held):
         tag = properties["delivery_tag"] = new_id()
     return str(tag)
 

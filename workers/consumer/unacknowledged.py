@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from kombu.transport import redis, virtual
 from kombu.utils.json import dumps
@@ -36,6 +37,13 @@ redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 """
 
 
+class Note(NamedTuple):
+    """The time (Unix) that a message waits for, if it does, and the message as kombu notes it."""
+
+    due: float | None
+    text: str
+
+
 class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
     """kombu's bookkeeping, without Redis for durable envelopes, and for others as far as Redis allows."""
 
@@ -47,16 +55,35 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         super().__init__(*arguments, **options)
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Add a taken message. It is computed even if Redis refuses the note about it."""
-        due = _due(message)
-        if due is not None or not message.headers.get(DURABLE):
-            try:
-                self._note(message, delivery_tag, time.time() if due is None else due - self.visibility_timeout)
-                if due is not None:
-                    self._waiting.add(delivery_tag)
-            except ResponseError as error:
-                self._notes.refused(error)
+        """Add a taken message. A message of a poll was noted before."""
+        raw = message._raw  # noqa: SLF001 - like kombu's own code
+        if delivery_tag not in self._noted and (note := note_of(raw, message.delivery_info["routing_key"])):
+            self.note({delivery_tag: note})
         virtual.QoS.append(self, message, delivery_tag)
+
+    def note(self, notes: Mapping[str, Note]) -> None:
+        """Note taken messages, by their tags. They are computed even if Redis refuses."""
+        if not notes:
+            return
+        try:
+            self._write(notes)
+        except ResponseError as error:
+            self._notes.refused(error)
+        else:
+            self._waiting.update(tag for tag, note in notes.items() if note.due is not None)
+
+    def settle(self, tags: Sequence[str]) -> None:
+        """Delete the notes about refused messages, and free the slots of those that had one."""
+        self._waiting.difference_update(tags)
+        self._settled.update(self._noted.intersection(tags))
+        self._noted.difference_update(tags)
+        try:
+            if self._settled:
+                self._forget()
+        finally:
+            for tag in tags:
+                if tag in self._delivered:
+                    virtual.QoS.ack(self, tag)
 
     def is_noted_as_waiting(self, delivery_tag: str) -> bool:
         """Return whether a message is noted to be delivered at its time."""
@@ -97,7 +124,8 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         """Free the message's slot, and deliver the message again at Unix time `until`."""
         tag = message.delivery_tag
         if tag not in self._waiting:
-            self._note(message, tag, until - self.visibility_timeout)
+            raw, queue = message._raw, message.delivery_info["routing_key"]  # noqa: SLF001 - like kombu's own code
+            self._write({tag: Note(until, dumps([raw, "", queue]))})
         self._waiting.discard(tag)
         self._noted.discard(tag)
         virtual.QoS.ack(self, tag)
@@ -111,7 +139,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         except Exception as error:  # noqa: BLE001 - whatever a stranger's note raises
             with self.pipe_or_acquire(client=client) as pipe:
                 note = pipe.hget(self.unacked_key, tag).zrem(self.unacked_index_key, tag).hdel(self.unacked_key, tag)
-                self.channel.refuse(note.execute()[0] or b"", None, self.unacked_key, error)
+                self.channel.refuse((note.execute()[0] or b"", None, self.unacked_key, error))
 
     def restore_due(self) -> None:
         """Put back the messages whose time has come."""
@@ -136,19 +164,20 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         if self._settled:
             self._forget()
 
-    def _note(self, message: Any, delivery_tag: str, noted_at: float) -> None:
-        info = message.delivery_info
-        note = dumps([message._raw, info["exchange"], info["routing_key"]])  # noqa: SLF001 - like kombu's own code
+    def _write(self, notes: Mapping[str, Note]) -> None:
+        now, wait_s = time.time(), self.visibility_timeout
+        taken_at = {tag: now if note.due is None else note.due - wait_s for tag, note in notes.items()}
         with self.channel.conn_or_acquire() as client:
             try:
                 with client.pipeline() as pipe:
-                    pipe.zadd(self.unacked_index_key, {delivery_tag: noted_at})
-                    pipe.hset(self.unacked_key, delivery_tag, note)
+                    pipe.zadd(self.unacked_index_key, taken_at)
+                    pipe.hset(self.unacked_key, mapping={tag: note.text for tag, note in notes.items()})
                     pipe.execute()
             except OutOfMemoryError:
                 keys = [self.unacked_index_key, self.unacked_key]
-                client.eval(_NOTE_IN_FULL_REDIS, len(keys), *keys, noted_at, delivery_tag, note)
-        self._noted.add(delivery_tag)
+                for tag, note in notes.items():
+                    client.eval(_NOTE_IN_FULL_REDIS, len(keys), *keys, taken_at[tag], tag, note.text)
+        self._noted.update(notes)
         self._notes.accepted()
 
     def _forget(self) -> None:
@@ -180,9 +209,17 @@ def times_returned(headers: Any) -> int:
     return said if isinstance(said, int) else 0
 
 
-def _due(message: Any) -> float | None:
+def note_of(raw: Any, queue: str) -> Note | None:
+    """Return the note about a message of a queue; none if its lease is in the store, and it does not wait."""
+    headers = raw.get("headers")
+    known = headers if isinstance(headers, dict) else {}
+    due = _due(known.get("eta"))
+    return None if due is None and known.get(DURABLE) else Note(due, dumps([raw, "", queue]))
+
+
+def _due(eta: Any) -> float | None:
     """Return the time (Unix) that a message waits for, if it is in the future."""
-    if (eta := message.headers.get("eta")) is None:
+    if eta is None:
         return None
     try:
         due = due_at(eta)

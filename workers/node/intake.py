@@ -41,11 +41,15 @@ LEFT_S = 5.0
 
 
 class ChosenLists(NamedTuple):
-    """The lists to take from. With `newest`, from their ends; `all` says that no list was left out."""
+    """The lists to take from. With `newest`, from their ends; `all` says that no list was left out.
+
+    `several` allows to take several urgent messages at once.
+    """
 
     lists: Sequence[Listed]
     newest: bool = False
     all: bool = True
+    several: bool = True
 
 
 class Lists(Protocol):
@@ -124,8 +128,8 @@ class SharedIntake:
         newest, urgent = self._left_to_peers(left, own, of.lengths(left) if left else [], stalled)
         usual += urgent
         if newest and (not usual or self._turn % 2):
-            return ChosenLists(newest, newest=True, all=False)
-        return ChosenLists(usual, all=len(usual) == len(lists))
+            return ChosenLists(newest, newest=True, all=False, several=False)
+        return ChosenLists(usual, all=len(usual) == len(lists), several=not urgent)
 
     def _may_take(self, model: str, priority: int, held: int, own: Mapping[int, float]) -> bool:
         if priority == Priority.INTERACTIVE:

@@ -30,6 +30,11 @@ def may_take(held: int, free: int) -> bool:
     return held < GREED * free
 
 
+def may_take_more(held: int, free: int) -> int:
+    """Return how many envelopes a Redis list may take after the next one."""
+    return max(0, (GREED * (free - 1) - held - 1) // (GREED + 1))
+
+
 class Lanes:
     """The tenants that a node knows. Call `look` from a single thread; the rest from any."""
 

@@ -1,0 +1,53 @@
+"""The senders of refused messages hear of it, if they wait with Argosy's result backend."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import BoundedSemaphore
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import NotRegistered
+
+from producers.wire.errors import InvalidMessage
+from producers.wire.messages import is_name
+from producers.wire.publisher import DURABLE
+
+#: The most refusals that wait to be stored. Senders of a flood beyond them hear nothing.
+MOST_WAITING = 1000
+
+
+class RefusedSenders:
+    """Stores refusals as failures of their tasks, in a thread of its own: the consumer waits for none of them."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._places = BoundedSemaphore(MOST_WAITING)
+        self._thread = ThreadPoolExecutor(1, "refused-senders", self._begin)
+
+    def tell(self, message: dict[str, Any], error: BaseException) -> None:
+        """Store the refusal of a message soon. Whatever the message holds, its refusal was logged."""
+        with suppress(Exception):
+            headers, id_ = message.get("headers") or {}, message["properties"]["correlation_id"]
+            if not is_name(id_) or headers.get(DURABLE) or headers.get("ignore_result"):
+                return
+            reason = error.__cause__ if isinstance(error.__cause__, NotRegistered) else error
+            if not isinstance(reason, NotRegistered | InvalidMessage):
+                reason = InvalidMessage(type(error).__name__)  # its arguments may hold a part of the message
+            if self._places.acquire(blocking=False):
+                self._thread.submit(self._store, id_, reason)
+
+    def close(self) -> None:
+        """Store the refusals that wait, and end the thread."""
+        self._thread.shutdown()
+
+    def _begin(self) -> None:
+        self._app.backend.always_retry = False  # this thread's own: it must not wait for a database that is away
+
+    def _store(self, id_: str, reason: BaseException) -> None:
+        try:
+            with suppress(Exception):
+                self._app.backend.mark_as_failure(id_, reason)
+        finally:
+            self._places.release()
