@@ -28,6 +28,7 @@ from producers.wire.edge.cascade_tasks import programs_catalogue
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.fleet_file import expanded, read_fleet, typed
 from producers.wire.messages import Priority
+from producers.wire.sockets import SENTINEL, sentinels, unix_socket
 
 if TYPE_CHECKING:
     from producers.wire.result_files import ResultFiles
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 Part = Literal["broker", "store"]
 
 _SCHEMES: Mapping[Part, tuple[str, ...]] = {
-    "broker": ("redis", "rediss"),
+    "broker": ("redis", "rediss", "sentinel"),
     "store": ("sqlite", "postgresql", "postgres"),
 }
 _EXAMPLES: Mapping[Part, str] = {
@@ -245,7 +246,10 @@ def masked(url: str) -> str:
 
 
 def with_password(url: str, password: str) -> str:
-    """Return `url` with `password`, quoted, in place of any earlier password."""
+    """Return `url` with `password`, quoted, in place of any earlier password. Of several URLs, the first gets it."""
+    if url.startswith(f"{SENTINEL}://") and ";" in url:
+        first, _, others = url.partition(";")
+        return f"{with_password(first, password)};{others}"
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user.partition(':')[0]}:{quote(password, safe='')}@{host}"))
@@ -267,14 +271,23 @@ def checked_url(url: str, part: Part, where: str) -> str:
     scheme = url.partition("://")[0].partition("+")[0]
     if "://" not in url or scheme not in _SCHEMES[part]:
         raise ConfigurationError(f"{where}: must look like {_EXAMPLES[part]}, not {masked(url)!r}")
-    if part == "broker" and _is_cut(url):
+    if part == "broker":
+        _check_broker(url, where)
+    return url
+
+
+def _check_broker(url: str, where: str) -> None:
+    if _is_cut(url):
         raise ConfigurationError(
             f"{where}: a sign in the user or the password ends them for readers of URLs; write # as %23, / as %2F, "
             "? as %3F, [ as %5B, @ as %40 and % as %25"
         )
-    if part == "broker" and not _names_database(url):
+    try:
+        special = sentinels(url) or unix_socket(url)
+    except ValueError as error:
+        raise ConfigurationError(f"{where}: {error}") from None
+    if not special and not _names_database(url):
         raise ConfigurationError(f"{where}: write the number of Redis' database as the path, as in redis://host:6379/2")
-    return url
 
 
 def _names_database(url: str) -> bool:
@@ -286,7 +299,8 @@ def _names_database(url: str) -> bool:
 def _is_cut(url: str) -> bool:
     """Return whether a URL's host is a part of its password, because the password has a sign that ends it."""
     try:
-        parts = urlsplit(url)
+        every = [urlsplit(one) for one in (url.split(";") if url.startswith(f"{SENTINEL}://") else [url])]
+        _ = [parts.port for parts in every]
     except ValueError:
         return True
-    return "@" in parts.path + parts.fragment or ("@" in parts.query and not parts.path)
+    return any("@" in parts.path + parts.fragment or ("@" in parts.query and not parts.path) for parts in every)

@@ -23,7 +23,7 @@ from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloa
 from producers.wire.live_nodes import LiveNodes
 from producers.wire.messages import JSON, MSGPACK, REFERENCE, Priority, Reference, new_id
 from producers.wire.queues import TASK, queue_name, redis_key
-from producers.wire.sockets import KEEPALIVE
+from producers.wire.sockets import KEEPALIVE, sentinel_options, sentinels, unix_socket
 from results_store.sql.engines.forks import at_fork
 
 if TYPE_CHECKING:
@@ -273,19 +273,17 @@ def connect(
     look_up: Callable[[], str] | None = None,
 ) -> Redis:
     """Return a Redis client with bounded waits (default: TIMEOUT_S), not yet connected. Raises ConfigurationError."""
-    from redis import Redis
     from redis.backoff import ExponentialBackoff
     from redis.exceptions import ConnectionError as NotConnected
     from redis.retry import Retry
 
     timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     try:
-        redis = Redis.from_url(
+        redis = _client(
             broker_url,
             socket_connect_timeout=timeout_s,
             socket_timeout=timeout_s,
             health_check_interval=health_check_s,
-            **KEEPALIVE,
             # enough for a connection that a restarted server dropped; a server that is down is reported, not waited for
             retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 2, supported_errors=(NotConnected,)),
         )
@@ -299,6 +297,21 @@ def connect(
             f"broker: {masked(broker_url)!r} is not a Redis URL; write redis://user:password@host:6379/0, and signs "
             "like # / ? @ % of the password as %23 %2F %3F %40 %25"
         ) from None
+
+
+def _client(broker_url: str, **options: Any) -> Redis:
+    """Return a client of a server, or of the master that sentinels name whenever it connects. Raises ValueError."""
+    from redis import Redis, Sentinel
+
+    group = sentinels(broker_url)
+    if group is None:
+        socket = unix_socket(broker_url)
+        return Redis.from_url(socket, **options) if socket else Redis.from_url(broker_url, **options, **KEEPALIVE)
+    asking = sentinel_options(options) | group.own
+    watching = Sentinel(group.hosts, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+    login = {"db": group.database, "username": group.user, "password": group.password}
+    client: Redis = watching.master_for(group.master, **login, **options, **KEEPALIVE)  # type: ignore[no-untyped-call]
+    return client
 
 
 def _looked_up(look_up: Callable[[], str]) -> type[RedisConnection]:
@@ -356,5 +369,7 @@ def remedy(error: Exception) -> str:
 
 
 def _where(redis: Redis) -> str:
-    settings = redis.get_connection_kwargs()
-    return f"Redis at {settings.get('host')}:{settings.get('port')}"
+    settings, master = redis.get_connection_kwargs(), getattr(redis.connection_pool, "service_name", None)
+    if master is not None:
+        return f"Redis (the master of {master!r}, by its sentinels)"
+    return f"Redis at {settings.get('path') or '{host}:{port}'.format(**settings)}"

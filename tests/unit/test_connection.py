@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -217,6 +218,61 @@ def test_clients_and_workers_read_the_same_database(url: str) -> None:
         _ = Connection(url, STORE, {}).broker_url
     for right in ("redis://host", "redis://host/", "redis://host/2", "rediss://host/2?ssl_ca_certs=/ca.pem"):
         assert Connection(right, STORE, {}).broker_url == right
+
+
+SENTINELS = "sentinel://user:pa%2Fss@one:26379;sentinel://two/3?master_name=main&sentinel_password=own"
+
+
+def test_sentinels_are_written_as_for_celery() -> None:
+    """The login and the database are the master's; those of the sentinels are options."""
+    redis = connect(Connection(SENTINELS, STORE, {}).broker_url)
+    settings = redis.get_connection_kwargs()
+    assert (settings["db"], settings["username"], settings["password"]) == (3, "user", "pa/ss")
+    pool: Any = redis.connection_pool
+    assert pool.service_name == "main"
+    known = [one.get_connection_kwargs() for one in pool.sentinel_manager.sentinels]
+    assert [(one["host"], one["port"], one["password"]) for one in known] == [
+        ("one", 26379, "own"),
+        ("two", 26379, "own"),
+    ]
+    app = create_app(SENTINELS, [], concurrency=1)
+    assert app.conf.broker_url == "sentinel://user:pa%2Fss@one:26379/3;sentinel://user:pa%2Fss@two:26379/3"
+    assert app.conf.broker_transport_options["master_name"] == "main"
+
+
+def test_a_password_file_is_for_the_master_behind_sentinels(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("se;cret@")
+    url = "sentinel://one:1;sentinel://two:2/0?master_name=main"
+    found = Connection(environment={"ARGOSY_BROKER_URL": url, "ARGOSY_BROKER_PASSWORD_FILE": str(file)}).broker_url
+    assert connect(found).get_connection_kwargs()["password"] == "se;cret@"
+    assert "cret" not in masked(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sentinel://one:1;two:2/0?master_name=main", "write it like sentinel://"),
+        ("sentinel://one:1/0;sentinel://two:2/1?master_name=main", "the same login and database"),
+        ("sentinel://:a@one:1;sentinel://:b@two:2/0?master_name=main", "the same login and database"),
+        ("sentinel://one:1/0", "add the name of the group"),
+        ("sentinel://one:1/main?master_name=main", "invalid literal|database"),
+        ("sentinel://one:1/0?master_name=main&socket_timeout=1", "'socket_timeout' is not one of master_name"),
+        ("redis+socket:///run/redis.sock?db=1", "write it like redis.socket:///run"),
+        ("redis+socket://host/run/redis.sock", "write it like redis.socket:///run"),
+        ("unix:///run/redis.sock", "must look like"),
+    ],
+)
+def test_a_mistake_in_another_form_of_the_url_is_named(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        _ = Connection(url, STORE, {}).broker_url
+
+
+def test_a_unix_socket_is_written_as_for_celery() -> None:
+    redis = connect(Connection("redis+socket:///run/redis.sock?virtual_host=2", STORE, {}).broker_url)
+    settings = redis.get_connection_kwargs()
+    assert (settings["path"], settings["db"]) == ("/run/redis.sock", 2)
+    create_app("redis+socket:///run/redis.sock?virtual_host=2", [], concurrency=1)
 
 
 def test_an_option_that_redis_does_not_know_is_named_before_it_connects() -> None:

@@ -12,7 +12,7 @@ from kombu import Queue
 
 from producers.wire.errors import ConfigurationError
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
-from producers.wire.sockets import CONSUMER
+from producers.wire.sockets import CONSUMER, Sentinels, sentinel_options, sentinels, unix_socket
 from workers.consumer import remote_control, tasks
 from workers.node.intake import Unbounded
 from workers.node.lanes import LaneTurnsFactory
@@ -43,9 +43,13 @@ def create_app(
     Without a `node` it can inspect and monitor a fleet, but has no task to run. Raises ConfigurationError for an option
     in the URL that kombu does not know.
     """
-    _check_options(broker_url)
-    app = Celery("argosy", broker=broker_url, set_as_current=False)
+    group = _group(broker_url)
+    app = Celery("argosy", broker=group.celery_url if group else broker_url, set_as_current=False)
     app.conf.update(_settings(broker_url, queues, concurrency, result_backend))
+    if group:
+        app.conf.broker_transport = "workers.consumer.transport:SentinelTransport"
+        asking = sentinel_options(CONSUMER) | group.own
+        app.conf.broker_transport_options |= {"master_name": group.master, "sentinel_kwargs": asking}
     app.amqp.queues_cls = Queues
     app.control_cls = remote_control.Control
     app.intake = Unbounded() if node is None or node.intake is None else node.intake
@@ -57,10 +61,18 @@ def create_app(
     return app
 
 
-def _check_options(broker_url: str) -> None:
+def _group(broker_url: str) -> Sentinels | None:
+    """Return the sentinels of a URL, if it names some, and check the options of other URLs."""
+    try:
+        if group := sentinels(broker_url):
+            return group
+        known = ("virtual_host",) if unix_socket(broker_url) else ()
+    except ValueError as error:
+        raise ConfigurationError(f"broker: {error}") from None
     for name in parse_qs(urlsplit(broker_url).query):
-        if not name.startswith("ssl_"):
+        if not name.startswith("ssl_") and name not in known:
             raise ConfigurationError(f"broker: its URL has the option {name!r}, which workers do not know; take it out")
+    return None
 
 
 def _showing(node: Node) -> type[bootsteps.StartStopStep]:

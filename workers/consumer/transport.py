@@ -426,6 +426,19 @@ class Transport(redis.Transport):  # type: ignore[misc] # kombu is untyped
     connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
 
+class SentinelChannel(Channel, redis.SentinelChannel):  # type: ignore[misc] # kombu is untyped
+    """The guarded channel to the master that sentinels name."""
+
+    from_transport_options = redis.SentinelChannel.from_transport_options
+
+
+class SentinelTransport(Transport):
+    """The guarded transport, by way of sentinels."""
+
+    default_port = 26379
+    Channel = SentinelChannel
+
+
 def _with_sound_properties(raw: Any, queue: Any, *held: Container[str]) -> str:
     """Replace the properties by which kombu handles a message; return its tag, which no `held` message has.
 
