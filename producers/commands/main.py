@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -16,6 +15,7 @@ from producers.commands.batch_figures import batches
 from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.index import index
 from producers.commands.operate import COMMANDS
+from producers.commands.output_file import OUTPUT, OutputFile
 from producers.commands.status import status
 from producers.commands.submit import submit
 from producers.commands.tenants import tenants
@@ -53,9 +53,9 @@ def main() -> None:
     type=click.Choice(["jsonl", "csv", "parquet", "trees"]),
     help="[default: by --output's name, else jsonl]",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: standard output]")
+@click.option("-o", "--output", type=OUTPUT, help="[default: standard output]")
 @SPREADSHEET
-def results(job: str, *, format_: str | None, output: Path | None, spreadsheet: bool) -> None:
+def results(job: str, *, format_: str | None, output: OutputFile | None, spreadsheet: bool) -> None:
     """Write a job's results, a line for each item and task, in the order of the items.
 
     Results are streamed, so memory does not grow with their number. FILE gets its name only once it is complete. If
@@ -70,10 +70,12 @@ def results(job: str, *, format_: str | None, output: Path | None, spreadsheet: 
     from producers.wire.connection import Connection
     from results_store.store import Store
 
-    named = "" if output is None else output.suffix.lower().lstrip(".")
+    named = "" if output is None else output.format
     format_ = format_ or (named if named in ("csv", "parquet") else "jsonl")
     cells = csv_cells(format_, escaped=spreadsheet)
     write = _writer(format_, cells)
+    if output is not None:
+        output.check()
     with Store(Connection().store_url) as store:
         job = store.job_id(job)
         progress = store.job(job)
@@ -137,11 +139,11 @@ def _writer(format_: str, cells: Cells) -> Callable[[Store, str, TextIO], object
 
 
 @contextmanager
-def _writing(output: Path | None) -> Iterator[TextIO]:
+def _writing(output: OutputFile | None) -> Iterator[TextIO]:
     if output is None:
         yield sys.stdout
         return
-    with atomically(output) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with output.placed() as path, atomically(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         yield file
 
 

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
+from producers.commands.output_file import OUTPUT, OutputFile
 from producers.commands.submit_progress import counting, rejecting, tell, tell_left_out, watch
 from producers.wire.command_line import say
 from producers.wire.errors import ArgosyError, InvalidInput, KeyOfCancelledJob
@@ -47,7 +48,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     patience_s: float | None
     tenant: str | None
     watch: bool
-    output: Path | None
+    output: OutputFile | None
     revisions: bool
     spreadsheet: bool
 
@@ -105,8 +106,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Wait, then write the rows with their results: .parquet, .csv or .jsonl.",
+    type=OUTPUT,
+    help="Wait, then write the rows with their results: .parquet, .csv or .jsonl, also at a URL that fsspec knows.",
 )
 @click.option(
     "--revisions",
@@ -159,21 +160,22 @@ def submit(**given: Any) -> None:
     from producers.joining import check_columns, check_output
 
     options = Options(**{**given, "params": _json(given["params"])})
-    named = options.output.suffix.lower().lstrip(".") if options.output is not None else ""
+    named = options.output.format if options.output is not None else ""
     cells = csv_cells(named, escaped=options.spreadsheet)
     if options.output is not None:
-        check_output(options.output)
+        check_output(options.output.path)
+        options.output.check()
     elif options.revisions:
         raise click.UsageError("--revisions is for --output; name a file, or leave the option out")
     with Client() as client:
         source = _source(client, options)
-        for option, path in (("--output", options.output), ("--errors", options.errors)):
-            if path is not None and source.reads(path):
+        for option, file in (("--output", options.output), ("--errors", options.errors)):
+            if file is not None and source.reads(str(file)):
                 raise click.UsageError(
-                    f"{option}: {path} is one of the sources and would be overwritten; name another file"
+                    f"{option}: {file} is one of the sources and would be overwritten; name another file"
                 )
         if options.output is not None:
-            check_columns(source, options.output)
+            check_columns(source, options.output.path)
         job = _found_or_submitted(client, source, options)
         say(job.id)
         if options.watch or options.output is not None:
@@ -281,13 +283,14 @@ def _derived_key(source: Source, options: Options) -> str | None:
     return f"submit {hashlib.sha256(repr((fingerprint, settings)).encode()).hexdigest()[:32]}".replace(" ", "-")
 
 
-def _write(client: Client, job: Job, source: Source, options: Options, output: Path, cells: Cells) -> None:
+def _write(client: Client, job: Job, source: Source, options: Options, output: OutputFile, cells: Cells) -> None:
     from producers.client.request import Request
     from producers.joining import write_joined
 
     request = Request.check(client.catalogue, _task(options), priority=options.priority, params=options.params)
     try:
-        rows = write_joined(source, request, job.results(), output, cells, revisions=options.revisions)
+        with output.placed() as path:
+            rows = write_joined(source, request, job.results(), path, cells, revisions=options.revisions)
     except ArgosyError as error:
         error.add_note(f"the results are safe: `argosy results {job.id}`")
         raise

@@ -280,7 +280,7 @@ def _matches(pattern: str, left_out: Counter[str]) -> Iterator[Place | Folder]:
 
 
 def _found_elsewhere(url: str) -> list[Place | Folder]:
-    fs, path, scheme = _filesystem(url)
+    fs, path, scheme = filesystem(url)
     name = without_query(url)
     try:
         if fs.isdir(path):
@@ -298,11 +298,12 @@ def _found_elsewhere(url: str) -> list[Place | Folder]:
 
 
 def _remote_file(url: str) -> RemoteFile:
-    fs, path, _ = _filesystem(url)
+    fs, path, _ = filesystem(url)
     return RemoteFile(fs, path, without_query(url))
 
 
-def _filesystem(url: str) -> tuple[AbstractFileSystem, str, str]:
+def filesystem(url: str) -> tuple[AbstractFileSystem, str, str]:
+    """Return the file system of a URL, the path in it, and the scheme. Raises InvalidInput."""
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:

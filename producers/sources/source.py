@@ -144,10 +144,14 @@ class Source:
                 digest.update(stamp.encode("utf-8", "surrogateescape") + b"\n")
         return digest.hexdigest()
 
-    def reads(self, path: Path) -> bool:
-        """Return whether a local file belongs to this source. Raises InvalidInput, as `records`, without a file."""
-        files = [place.path for place in self._places() if isinstance(place, LocalFile)]
-        return path.exists() and any(path.samefile(file) for file in files)
+    def reads(self, name: str) -> bool:
+        """Return whether a local file, or the file at a URL, belongs to this source.
+
+        Raises InvalidInput, as `records`, without a file.
+        """
+        places, path = list(self._places()), Path(name)
+        files = [place.path for place in places if isinstance(place, LocalFile)]
+        return any(place.name == name for place in places) or (path.exists() and any(map(path.samefile, files)))
 
     def arrow_schema(self, *, check: bool = False) -> Any:
         """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput.

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,7 +26,9 @@ from sqlalchemy import update
 
 from producers.client.sending import intake
 from producers.commands.main import main
+from producers.commands.output_file import OUTPUT
 from producers.wire import packing
+from producers.wire.errors import ConfigurationError
 from results_store.sql.database import Weight
 from results_store.sql.schema import jobs
 from results_store.store import Store
@@ -116,6 +120,46 @@ def test_results_come_back_beside_their_rows(tmp_path: Path, stand_in: StandIn) 
         None,
     ]
     assert [path.name for path in tmp_path.glob("*.part")] == []
+
+
+def test_rows_and_results_go_to_a_url(tmp_path: Path, stand_in: StandIn) -> None:
+    """An object store has a file whole or not at all; one that refuses it costs nothing that was computed."""
+    (tmp_path / "in.csv").write_text("text\ngood\nbad\n")
+    fs = fsspec.filesystem("memory")
+    with working(stand_in, 2):
+        result = argosy("submit", tmp_path / "in.csv", "-t", "topic", "--output", "memory://out/rated.csv")
+    assert (result.exit_code, "2 rows in memory://out/rated.csv" in result.stderr) == (0, True), result.output
+    assert str(OUTPUT.convert("https://host/rated.csv?token=secret", None, None)) == "https://host/rated.csv"
+    job = result.stdout.strip()
+    assert argosy("results", job, "-o", "memory://out/results.parquet").exit_code == 0
+    with fsspec.open("memory://out/results.parquet", "rb") as file:
+        assert pq.read_table(file).num_rows == 2
+    assert argosy("results", job, "-o", f"file://{tmp_path}/out.jsonl").exit_code == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    for url, problem in (
+        ("nowhere://a/b.csv", "cannot be opened"),
+        ("memory://out", "is a folder"),
+        ("memory://", "is a folder"),
+    ):
+        refused = argosy("results", job, "-o", url)
+        assert (refused.exit_code, problem in refused.output) == (1, True), refused.output
+    same = argosy("submit", "memory://out/rated.csv", "-t", "topic", "--output", "memory://out/rated.csv")
+    assert "would be overwritten" in same.output
+    fs.rm("/out", recursive=True)
+
+
+def test_a_file_that_its_store_refuses_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows took hours: the message says where they are."""
+    output = OUTPUT.convert("memory://out/rated.csv", None, None)
+    monkeypatch.setattr(output, "path", tmp_path / "rated.csv")
+    monkeypatch.setattr(fsspec.filesystem("memory"), "put_file", Mock(side_effect=PermissionError("no rights")))
+    with (
+        pytest.raises(ConfigurationError, match=r"memory://out/rated\.csv: cannot be written: no rights"),
+        output.placed() as path,
+    ):
+        path.write_text("a")
+    [left] = tmp_path.glob("argosy-*-rated.csv")
+    assert left.read_text() == "a"
 
 
 def test_rows_without_a_schema_join_as_well(tmp_path: Path, stand_in: StandIn) -> None:
