@@ -56,7 +56,7 @@ WORD = "swordfish"
 PROGRAMS = {
     "up": "producers.commands.main up",
     "worker": "producers.commands.main worker",
-    "device": "workers.device.device_process",
+    "device": "workers.device.fork_server",
     "flower": "celery flower",
     "gateway": "producers.commands.main gateway",
     "valkey": "valkey-server",
