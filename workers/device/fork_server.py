@@ -85,6 +85,7 @@ class ForkServer:
             os.umask(before)
         listener.listen()
         self._watch(listener.fileno(), lambda: self.serve(listener.accept()[0]), listener)
+        signal.signal(signal.SIGTERM, lambda *_: self._forget(listener.fileno()))  # it ends after its processes
 
     def serve(self, peer: socket.socket) -> None:
         """Take the requests of a connection."""
@@ -102,6 +103,8 @@ class ForkServer:
         self._poll.register(descriptor, select.POLLIN)
 
     def _forget(self, descriptor: int) -> None:
+        if descriptor not in self._handlers:
+            return
         self._poll.unregister(descriptor)
         del self._handlers[descriptor]
         self._held.pop(descriptor).close()
@@ -148,6 +151,7 @@ class ForkServer:
             own, _, out, err = descriptors
             for held in (report, *self._held.values()):
                 held.close()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.dup2(out, 1)
             os.dup2(err, 2)
             os.environ.clear()
@@ -183,12 +187,11 @@ def _begin(request: ForkRequest) -> None:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a library that asks for GPUs starts none
     server = ForkServer()
     where = sys.argv[1]
     if where.isdecimal():
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         server.serve(socket.socket(fileno=int(where)))
     else:
         server.listen(where)

@@ -29,7 +29,7 @@ from producers.wire import connection
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from results_store.store import Store
-from workers.device import devices
+from workers.device import devices, fork_client
 from workers.fleet.embedded_broker import EmbeddedValkey, is_free, kept_port
 from workers.fleet.services import Restarts, Service, bound_log
 from workers.node import declared_settings
@@ -261,6 +261,8 @@ class LocalFleet:
             environment["ARGOSY_FLEET"] = self._config
         for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
             environment.pop(unwanted, None)  # the URLs above are complete
+        if hasattr(os, "pidfd_open"):  # Linux
+            self.services.append(self._fork_server(environment))
         for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
             for number in range(self._workers_per_device):
                 self.services.append(self._worker(device, number, environment))
@@ -273,6 +275,13 @@ class LocalFleet:
         for service in self.services:
             service.start()
         self._note_processes()
+
+    def _fork_server(self, environment: dict[str, str]) -> Service:
+        """The process from which the workers' device processes are forked. It outlives the workers."""
+        path = environment[fork_client.VARIABLE] = str((self.home / "fork.sock").resolve())
+        own = devices.pinned_environment(devices.cpu(), environment, threads=self.settings.worker.threads)
+        command = [sys.executable, "-m", "workers.device.fork_server", path]
+        return Service("fork-server", command, own, self.home / "logs" / "fork-server.log")
 
     def _worker(self, device: devices.Device, number: int, environment: Mapping[str, str]) -> Service:
         name = f"worker-{device.name.replace(':', '')}" + (f"-{number}" if number else "")
