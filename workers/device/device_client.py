@@ -184,7 +184,7 @@ class ProcessDevice:
             self._socket.close()
         self._process = self._socket = self._reader = None
         if not began:  # the import of a library may hang
-            self._forks.close()
+            self._forks.distrust()
 
     def close(self) -> None:
         """End the process, its reader and all that was started for it."""

@@ -26,6 +26,15 @@ VARIABLE: Final = "ARGOSY_FORK_SERVER"
 FIRST_REPORT_S = 1.0
 
 
+def can_fork() -> bool:
+    """Return whether this system has what a fork server needs: Linux from 5.3 on. Elsewhere no library expects it."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
+
+
 class StartedProcess(Protocol):
     """A device process that was started. `wait` returns its exit code, a negative number for a signal."""
 
@@ -143,12 +152,13 @@ class ForkServerClient:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
+        self._alone = False
 
     def start(self, device: socket.socket, environment: Mapping[str, str], libraries: Path) -> StartedProcess:
         """Start a device process with `device` as its socket. Raises OSError if the system gives no process,
         descriptor or memory.
         """
-        if not hasattr(os, "pidfd_open"):  # not Linux: libraries there do not expect a fork
+        if not can_fork():
             return SpawnedProcess(device, environment)
         with ExitStack() as files:
             reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -156,10 +166,15 @@ class ForkServerClient:
             with theirs:
                 request = msgspec.msgpack.encode(ForkRequest(os.getpid(), dict(environment), str(libraries)))
                 given = [device.fileno(), theirs.fileno(), 1, 2]
-                if not _sent_to_fleet(request, given):
+                if self._alone or not _sent_to_fleet(request, given):
                     socket.send_fds(self._server(environment), [request], given)
             files.pop_all()
         return ForkedProcess(reports)
+
+    def distrust(self) -> None:
+        """Have no more processes from the server that is there: it was asked, and none began."""
+        self._alone = True
+        self.close()
 
     def close(self) -> None:
         """End the server of its own."""

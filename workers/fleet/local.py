@@ -261,7 +261,7 @@ class LocalFleet:
             environment["ARGOSY_FLEET"] = self._config
         for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
             environment.pop(unwanted, None)  # the URLs above are complete
-        if hasattr(os, "pidfd_open"):  # Linux
+        if fork_client.can_fork():
             self.services.append(self._fork_server(environment))
         for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
             for number in range(self._workers_per_device):
@@ -281,7 +281,8 @@ class LocalFleet:
         path = environment[fork_client.VARIABLE] = str((self.home / "fork.sock").resolve())
         own = devices.pinned_environment(devices.cpu(), environment, threads=self.settings.worker.threads)
         command = [sys.executable, "-m", "workers.device.fork_server", path]
-        return Service("fork-server", command, own, self.home / "logs" / "fork-server.log")
+        log = self.home / "logs" / "fork-server.log"
+        return Service("fork-server", command, own, log, stop_timeout_s=self.settings.worker.grace_s + 15.0)
 
     def _worker(self, device: devices.Device, number: int, environment: Mapping[str, str]) -> Service:
         name = f"worker-{device.name.replace(':', '')}" + (f"-{number}" if number else "")
