@@ -125,7 +125,7 @@ def test_the_server_imports_what_was_noted_and_has_one_thread(
     device: ProcessDevice, events: queue.SimpleQueue[DeviceEvent], tmp_path: Path
 ) -> None:
     """A fork has no other threads, so whatever they held would be held for ever."""
-    note = libraries.noted_in([(SCRIPTED.class_, SCRIPTED.backend)])
+    note = libraries.note_of([(SCRIPTED.class_, SCRIPTED.backend)])
     note.parent.mkdir()
     note.write_bytes(msgspec.json.encode(["torch", "torch.no_such_module", "this"]))
     process = _started(device, events)

@@ -88,6 +88,8 @@ class ProcessDevice:
         self._reader: Loop | None = None
         self._frame_timeout_s = frame_timeout_s
         self._on_reader = on_reader
+        self._note = Path()
+        self._libraries: list[str] = []  # where the cache cannot be written, the first life's are known to the next
         self._loading = ""  # the model that the starting process loads
 
     @property
@@ -111,14 +113,13 @@ class ProcessDevice:
         """
         self.end()
         self.life += 1
-        noted = libraries.noted_in((model.class_, model.backend) for model in self._models.values())
+        self._note = libraries.note_of((model.class_, model.backend) for model in self._models.values())
         try:
-            self._start_process(noted)
+            self._start_process()
         except BaseException:
             self.end()
             raise
         load: Header = {
-            "libraries": str(noted),
             "device": self.device.of_torch,
             "models": {
                 key: one for key, one in msgspec.to_builtins(self._models).items() if keys is None or key in keys
@@ -127,13 +128,14 @@ class ProcessDevice:
         }
         self._send(load)
 
-    def _start_process(self, noted: Path) -> None:
+    def _start_process(self) -> None:
         self._socket, theirs = socket.socketpair()
         limit = struct.pack("ll", max(1, int(self._frame_timeout_s)), 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         environment = pinned_environment(self.device, os.environ, threads=self._threads)
+        names = libraries.cut(self._libraries or libraries.noted(self._note))
         with theirs:
-            process = self._process = self._forks.start(theirs, environment, noted)
+            process = self._process = self._forks.start(theirs, environment, names)
         readable = select.poll()
         readable.register(self._socket, select.POLLIN)
         self._reader = Loop(
@@ -217,6 +219,9 @@ class ProcessDevice:
             self._loading = frame[0]["loads"]
             return True
         self._loading = ""
+        if "libraries" in frame[0]:
+            self._libraries = frame[0].pop("libraries")
+            libraries.keep(self._note, self._libraries)
         self._on_event(DeviceEvent(life, *frame))
         return True
 

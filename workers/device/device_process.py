@@ -97,10 +97,10 @@ def main(descriptor: int) -> None:
         why = _described(failed.__cause__ or failed)
         transfer.send(sock, {"event": "unloadable", **why, "loads": str(failed)})
         return
-    libraries.note(Path(header["libraries"]))
     if device == "cpu":
         _step_back(reader)
-    transfer.send(sock, {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)})
+    ready = {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)}
+    transfer.send(sock, {**ready, "libraries": libraries.imported()})
     _serve(sock, frames, loaded, device)
 
 

@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Final, Protocol
 
 import msgspec
@@ -154,7 +153,7 @@ class ForkServerClient:
         self._requests: socket.socket | None = None
         self._alone = False
 
-    def start(self, device: socket.socket, environment: Mapping[str, str], libraries: Path) -> StartedProcess:
+    def start(self, device: socket.socket, environment: Mapping[str, str], libraries: Sequence[str]) -> StartedProcess:
         """Start a device process with `device` as its socket. Raises OSError if the system gives no process,
         descriptor or memory.
         """
@@ -164,7 +163,7 @@ class ForkServerClient:
             reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             files.callback(reports.close)
             with theirs:
-                request = msgspec.msgpack.encode(ForkRequest(os.getpid(), dict(environment), str(libraries)))
+                request = msgspec.msgpack.encode(ForkRequest(os.getpid(), dict(environment), list(libraries)))
                 given = [device.fileno(), theirs.fileno(), 1, 2]
                 if self._alone or not _sent_to_fleet(request, given):
                     socket.send_fds(self._server(environment), [request], given)

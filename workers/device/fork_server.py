@@ -50,12 +50,12 @@ class ForkRequest(msgspec.Struct, frozen=True):
     """A request for a device process. With it come the process's socket, the socket for reports, and the descriptors
     of its output and of its errors.
 
-    `worker` is the worker's process id, `libraries` the file with the modules that are imported before the fork.
+    `worker` is the worker's process id, `libraries` are the modules that are imported before the fork.
     """
 
     worker: int
     environment: dict[str, str]
-    libraries: str
+    libraries: list[str]
 
 
 class ForkReport(msgspec.Struct, frozen=True):
@@ -124,7 +124,7 @@ class ForkServer:
                 os.close(descriptor)
 
     def _fork(self, request: ForkRequest, descriptors: list[int]) -> None:
-        libraries.load(Path(request.libraries))
+        libraries.load(request.libraries)
         gc.collect()
         gc.freeze()  # a collection would write into the pages that the processes share
         report = socket.socket(fileno=os.dup(descriptors[1]))
