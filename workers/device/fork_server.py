@@ -144,16 +144,26 @@ class ForkServer:
         self._forget(ended)
         os.close(ended)
 
+    def _let_go(self) -> None:
+        """Close the server's descriptors in a forked process."""
+        for held in self._held.values():
+            held.close()
+        for descriptor in self._handlers:
+            with suppress(OSError):  # it was a socket's
+                os.close(descriptor)
+
     def _become(self, request: ForkRequest, report: socket.socket, descriptors: list[int], *, clean: bool) -> NoReturn:
         """Be the device process, in the forked process."""
         code = 1
         try:
-            own, _, out, err = descriptors
-            for held in (report, *self._held.values()):
-                held.close()
+            own, reports, out, err = descriptors
+            self._let_go()
+            report.close()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.dup2(out, 1)
             os.dup2(err, 2)
+            for descriptor in (reports, out, err):
+                os.close(descriptor)
             os.environ.clear()
             os.environ.update(request.environment)
             if not clean or _has_used_gpu():
