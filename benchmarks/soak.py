@@ -259,8 +259,9 @@ def look_at_memory(fleet: GatewayFleet, others: dict[str, int | None], samples: 
             process = psutil.Process(pid)
             samples.memory.append((samples.now, name, process.memory_info().rss / 2**20))
             if name.startswith("worker"):
-                for child in process.children():
-                    role = child.cmdline()[2].rpartition(".")[2]  # python -m workers.device.device_process
+                for child in process.children(recursive=True):
+                    role = child.cmdline()[2].rpartition(".")[2]  # python -m workers.device.fork_server
+                    role = "device_process" if child.name().startswith("device ") else role
                     samples.memory.append((samples.now, f"{name}'s {role}", child.memory_info().rss / 2**20))
 
 

@@ -141,8 +141,8 @@ def work(fleet: LocalFleet, photographs: list[Path]) -> Seen:
         statuses = bulk.wait(timeout_s=600), vision.wait(timeout_s=600)
     with Store(fleet.store_url) as store:
         batches = store.flight.recent(limit=10_000)
-    # device processes too, which are the workers' children
-    pids = [process.pid for pid in fleet.pids for process in (psutil.Process(pid), *psutil.Process(pid).children())]
+    fleet_processes = [psutil.Process(pid) for pid in fleet.pids]
+    pids = [one.pid for process in fleet_processes for one in (process, *process.children(recursive=True))]
     envelopes = flower_envelopes(fleet.flower_url)
     return Seen(*statuses, bulk_s, idle_s, loaded_s, answers, real, batches, envelopes, pids)
 

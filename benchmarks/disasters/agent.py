@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -144,4 +145,7 @@ def _address(pid: int) -> str:
 
 
 if __name__ == "sitecustomize":
-    listen()
+    if "workers.device.fork_server" in sys.orig_argv:  # it has no threads; a device process is a fork of it
+        os.register_at_fork(after_in_child=listen)
+    else:
+        listen()

@@ -25,6 +25,7 @@ from benchmarks.disasters.databases import PostgreSql
 from benchmarks.disasters.fleet import LinkedFleet
 from benchmarks.disasters.links import Link
 from benchmarks.disasters.load import Producers
+from workers.device.fork_server import process_name
 
 T = TypeVar("T")
 
@@ -85,13 +86,10 @@ class Stage:
 
     @property
     def devices(self) -> list[int]:
-        """The processes that own a device: the workers' children."""
-        found: list[int] = []
-        for worker in self.workers:
-            with suppress(psutil.NoSuchProcess):
-                children = psutil.Process(worker).children()
-                found += [child.pid for child in children if "workers.device.device_process" in child.cmdline()]
-        return found
+        """The processes that own a device."""
+        names = {process_name(worker) for worker in self.workers}
+        running = psutil.process_iter(["name", "status"])
+        return [one.pid for one in running if one.info["name"] in names and one.info["status"] != psutil.STATUS_ZOMBIE]
 
     @property
     def clients(self) -> list[int]:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from workers import settings
+from workers.device.fork_server import process_name
 from workers.fleet.local import LocalFleet
 
 T = TypeVar("T")
@@ -53,7 +54,13 @@ def family(fleet: LocalFleet) -> list[psutil.Process]:
 
 def device_process(worker: int) -> psutil.Process:
     """The device process of a worker, once there is one: a worker whose device died is starting the next."""
-    return until(lambda: children(worker, "device_process"))[0]
+    return until(lambda: [one for one in psutil.process_iter() if _is_device_of(one, worker)])[0]
+
+
+def _is_device_of(process: psutil.Process, worker: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.name() == process_name(worker) and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def children(worker: int, module: str) -> list[psutil.Process]:

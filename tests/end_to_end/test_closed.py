@@ -56,7 +56,7 @@ WORD = "swordfish"
 PROGRAMS = {
     "up": "producers.commands.main up",
     "worker": "producers.commands.main worker",
-    "device": "workers.device.device_process",
+    "device": "workers.device.fork_server",
     "flower": "celery flower",
     "gateway": "producers.commands.main gateway",
     "valkey": "valkey-server",
@@ -306,7 +306,7 @@ def test_logs_hold_no_inputs(closed: Closed) -> None:
         code = f"from producers import Client\nwith Client() as c: c.submit_many(['echo'], [{failing!r}]).wait(timeout_s=60)"
         closed.run("-c", code)
     logs = [*closed.home.rglob("*.log"), closed.gateway_log]
-    assert len(logs) == 4
+    assert len(logs) == 5
     for log in logs:
         assert [line for line in log.read_text("utf-8").splitlines() if WORD in line] == [], log
     assert WORD not in closed.run("-m", "producers.commands.main", "dead")

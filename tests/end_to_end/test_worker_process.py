@@ -51,6 +51,21 @@ def test_the_device_process_leaves_its_cpu_to_whoever_wakes_up(fleet: LocalFleet
     assert ranks == {its: len(threads) - 1, mine: 1}, "all but the thread that reads frames"
 
 
+def test_the_device_processes_of_a_fleet_are_forked_from_one_server(fleet: LocalFleet, client: Client) -> None:
+    """It outlives the workers, so that all of them are soon back. Without it a worker has its own."""
+    [server] = [service for service in fleet.services if service.name == "fork-server"]
+    worker = fleet.workers[0].process
+    assert server.process is not None
+    assert worker is not None
+    assert device_process(worker.pid).ppid() == server.process.pid
+    server.process.kill()
+    server.process.wait()
+    device_process(worker.pid).kill()
+    assert client.submit("echo", "again").result(timeout_s=60)["crc"]
+    assert psutil.Process(device_process(worker.pid).ppid()).ppid() == worker.pid
+    server.start()
+
+
 def test_cancelled_work_of_a_model_that_nobody_serves_ends(fleet: LocalFleet) -> None:
     """Any worker can end it. Else its job would be cancelling until somebody serves the model again."""
     with Store(fleet.store_url) as store:

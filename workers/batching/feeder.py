@@ -130,7 +130,7 @@ class Feeder:
         _, limit_s = min(self._expected(), key=sum)
         # the device's death would come as an event; handling it here keeps the reason with the batch
         with doing("the end of the device process", PROCESS_LIMIT_S):
-            self._device.close()
+            self._device.end()
         self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
         self.feed()
 

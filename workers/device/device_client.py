@@ -7,19 +7,20 @@ import os
 import select
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from results_store.loops.loop import TICK_S, Loop, note
-from workers.device import transfer
+from workers.device import libraries, transfer
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device, available_cores, pinned_environment
+from workers.device.fork_client import ForkServerClient, StartedProcess
 from workers.device.transfer import Header
 from workers.models.interface.model import Array, Arrays
 
@@ -52,6 +53,7 @@ class DeviceClient(Protocol):
     def run(self, batch: str, model: str, arrays: Arrays, wanted: Mapping[str, Array], *, urgency: int) -> None: ...
     def drop(self, batches: Sequence[str]) -> None: ...
     def kill(self) -> None: ...
+    def end(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -80,16 +82,19 @@ class ProcessDevice:
         self._measuring = measuring
         self._on_event = on_event
         self._threads = threads or available_cores()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._forks = ForkServerClient()
+        self._process: StartedProcess | None = None
         self._socket: socket.socket | None = None
         self._reader: Loop | None = None
         self._frame_timeout_s = frame_timeout_s
         self._on_reader = on_reader
+        self._note = Path()
+        self._libraries: list[str] = []  # where the cache cannot be written, the first life's are known to the next
         self._loading = ""  # the model that the starting process loads
 
     @property
     def pid(self) -> int | None:
-        """The device process's id, or None where none runs."""
+        """The device process's id, or None where none has begun."""
         return self._process.pid if self._process else None
 
     def offer(self, key: str, model: ModelToLoad) -> None:
@@ -106,12 +111,13 @@ class ProcessDevice:
 
         If the system gives no process, descriptor, memory or thread, its error is raised, and nothing is left behind.
         """
-        self.close()
+        self.end()
         self.life += 1
+        self._note = libraries.note_of((model.class_, model.backend) for model in self._models.values())
         try:
             self._start_process()
         except BaseException:
-            self.close()
+            self.end()
             raise
         load: Header = {
             "device": self.device.of_torch,
@@ -126,14 +132,10 @@ class ProcessDevice:
         self._socket, theirs = socket.socketpair()
         limit = struct.pack("ll", max(1, int(self._frame_timeout_s)), 0)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        environment = pinned_environment(self.device, os.environ, threads=self._threads)
+        names = libraries.cut(self._libraries or libraries.noted(self._note))
         with theirs:
-            process = self._process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "workers.device.device_process", str(theirs.fileno())],
-                env=pinned_environment(self.device, os.environ, threads=self._threads),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the parent
-            )
+            process = self._process = self._forks.start(theirs, environment, names)
         readable = select.poll()
         readable.register(self._socket, select.POLLIN)
         self._reader = Loop(
@@ -167,18 +169,35 @@ class ProcessDevice:
     def kill(self) -> None:
         """Kill the process at once; a ``lost`` event follows."""
         if self._process:
-            self._process.kill()
+            self._kill(self._process)
 
-    def close(self) -> None:
-        """End the process and wait until it and its reader have ended."""
+    def end(self) -> None:
+        """End the process and wait until it and its reader have ended. The next start is quick."""
+        began = True
         if self._process:
-            self._process.kill()
+            self._kill(self._process)
             self._process.wait()
+            began = self._process.began
         if self._reader:
             self._reader.join()
+        if self._process:
+            self._process.close()
         if self._socket:
             self._socket.close()
         self._process = self._socket = self._reader = None
+        if not began:  # the import of a library may hang
+            self._forks.distrust()
+
+    def close(self) -> None:
+        """End the process, its reader and all that was started for it."""
+        self.end()
+        self._forks.close()
+
+    def _kill(self, process: StartedProcess) -> None:
+        process.kill()
+        if not process.began and self._socket:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def _send(self, header: Header, arrays: Arrays | None = None) -> None:
         try:
@@ -189,7 +208,7 @@ class ProcessDevice:
 
     # --- the reading thread ---
 
-    def _read(self, sock: socket.socket, readable: select.poll, process: subprocess.Popen[bytes], life: int) -> bool:
+    def _read(self, sock: socket.socket, readable: select.poll, process: StartedProcess, life: int) -> bool:
         if not readable.poll(TICK_S * 1000):
             return True
         note("receiving a frame of the device process", 2 * self._frame_timeout_s)
@@ -200,10 +219,13 @@ class ProcessDevice:
             self._loading = frame[0]["loads"]
             return True
         self._loading = ""
+        if "libraries" in frame[0]:
+            self._libraries = frame[0].pop("libraries")
+            libraries.keep(self._note, self._libraries)
         self._on_event(DeviceEvent(life, *frame))
         return True
 
-    def _lost(self, process: subprocess.Popen[bytes], life: int, message: str) -> bool:
+    def _lost(self, process: StartedProcess, life: int, message: str) -> bool:
         """Report the end of the process, and end the loop."""
         message += f" with {_exit(process.wait())}"
         if self._loading:
@@ -212,11 +234,13 @@ class ProcessDevice:
         self._on_event(DeviceEvent(life, {"event": "lost", "message": message}))
         return False
 
-    def _reader_failed(self, process: subprocess.Popen[bytes], life: int, error: BaseException) -> bool:
+    def _reader_failed(self, process: StartedProcess, life: int, error: BaseException) -> bool:
         """End the process: a part of a frame may be lost."""
-        process.kill()
+        self._kill(process)
         return self._lost(process, life, f"reading from it failed ({type(error).__name__}: {error}), and it ended")
 
 
-def _exit(code: int) -> str:
+def _exit(code: int | None) -> str:
+    if code is None:
+        return "an unknown exit code"
     return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,10 +1,10 @@
 """The process that owns a device: it loads the models and runs one micro-batch after another.
 
-`workers.device.device_client` starts it as ``python -m workers.device.device_process FD``; FD is its end of a socket
-pair. Models import torch here, and nowhere else in a worker. Its life: *load* → *loading*, for each model, → *ready*,
-then *run* → *done* or *failed*. Stepping requests report in between, and *drop* ends them. Meanwhile *load* → *loaded*
-or *unloadable*, and *unload* → *unloaded* (`workers.device.loaded_models`), until the socket closes. The process dies
-with its parent: a closed socket ends it at once, even in the middle of a computation.
+It is forked by `workers.device.fork_server`, or started as ``python -m workers.device.device_process FD``; FD is its
+end of a socket pair. Models import torch here, and nowhere else in a worker. Its life: *load* → *loading*, for each
+model, → *ready*, then *run* → *done* or *failed*. Stepping requests report in between, and *drop* ends them. Meanwhile
+*load* → *loaded* or *unloadable*, and *unload* → *unloaded* (`workers.device.loaded_models`), until the socket closes.
+The process dies with its parent: a closed socket ends it at once, even in the middle of a computation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from producers.wire.catalogue import KINDS, Task
-from workers.device import accelerator, device_memory, transfer
+from workers.device import accelerator, device_memory, libraries, transfer
 from workers.device.loaded_models import LoadedModels, LoadFailed
 from workers.device.shared_state import restored
 from workers.device.stepping import Answer, SteppingRequests
@@ -75,9 +75,9 @@ class ModelToLoad(msgspec.Struct, frozen=True):
         return model
 
 
-def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    sock = socket.socket(fileno=int(sys.argv[1]))
+def main(descriptor: int) -> None:
+    """Serve the parent at the other end of a socket."""
+    sock = socket.socket(fileno=descriptor)
     frames: Frames = queue.PriorityQueue()
     numbers = itertools.count()
     # reading goes on during computation, so that the next batch is already here when this one is done
@@ -99,7 +99,8 @@ def main() -> None:
         return
     if device == "cpu":
         _step_back(reader)
-    transfer.send(sock, {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)})
+    ready = {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)}
+    transfer.send(sock, {**ready, "libraries": libraries.imported()})
     _serve(sock, frames, loaded, device)
 
 
@@ -205,4 +206,5 @@ def _traceback(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    main(int(sys.argv[1]))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from workers.device import device_memory
+from workers.device import device_memory, libraries
 from workers.device.shared_state import restored
 from workers.device.transfer import Header
 from workers.models.interface.model import Model
@@ -73,7 +73,8 @@ class LoadedModels:
         key, said = header[_CAME], header["said"]
         if key in self._arrived:
             self.models[key] = self._arrived.pop(key)
-        return {**said, "resident_bytes": device_memory.resident_bytes(self.device)}
+        told = {"resident_bytes": device_memory.resident_bytes(self.device), "libraries": libraries.imported()}
+        return {**said, **told}
 
     def _begin(self, key: str, raw: Any) -> Header | None:
         loading = threading.Thread(target=self._load_beside, args=(key, raw), name=f"argosy load {key}", daemon=True)

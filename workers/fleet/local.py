@@ -29,7 +29,7 @@ from producers.wire import connection
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
 from results_store.store import Store
-from workers.device import devices
+from workers.device import devices, fork_client
 from workers.fleet.embedded_broker import EmbeddedValkey, is_free, kept_port
 from workers.fleet.services import Restarts, Service, bound_log
 from workers.node import declared_settings
@@ -48,6 +48,9 @@ FLOWER = {
     "FLOWER_TASKS_COLUMNS": "uuid,args,state,runtime,result,received,worker",
 }
 
+
+#: The most bytes of the path of a Unix socket. In a folder with a longer one, each worker has a fork server of its own.
+LONGEST_SOCKET = 107
 
 #: The starts of a worker, one after the other, before the start of the fleet fails.
 WORKER_STARTS = 3
@@ -104,6 +107,10 @@ class LocalFleet:
         """The SQLite database in the home folder, unless the environment or the settings name another store."""
         configured = os.environ.get("ARGOSY_STORE_URL") or self.settings.store.url
         return configured or f"sqlite:///{quote(str((self.home / 'store.db').resolve()))}"
+
+    @property
+    def _fork_socket(self) -> str:
+        return str((self.home / "fork.sock").resolve())
 
     @property
     def pids(self) -> list[int]:
@@ -261,6 +268,8 @@ class LocalFleet:
             environment["ARGOSY_FLEET"] = self._config
         for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
             environment.pop(unwanted, None)  # the URLs above are complete
+        if fork_client.can_fork() and len(os.fsencode(self._fork_socket)) <= LONGEST_SOCKET:
+            self.services.append(self._fork_server(environment))
         for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
             for number in range(self._workers_per_device):
                 self.services.append(self._worker(device, number, environment))
@@ -273,6 +282,14 @@ class LocalFleet:
         for service in self.services:
             service.start()
         self._note_processes()
+
+    def _fork_server(self, environment: dict[str, str]) -> Service:
+        """The process from which the workers' device processes are forked. It outlives the workers."""
+        path = environment[fork_client.VARIABLE] = self._fork_socket
+        own = devices.pinned_environment(devices.cpu(), environment, threads=self.settings.worker.threads)
+        command = [sys.executable, "-m", "workers.device.fork_server", path]
+        log = self.home / "logs" / "fork-server.log"
+        return Service("fork-server", command, own, log, stop_timeout_s=self.settings.worker.grace_s + 15.0)
 
     def _worker(self, device: devices.Device, number: int, environment: Mapping[str, str]) -> Service:
         name = f"worker-{device.name.replace(':', '')}" + (f"-{number}" if number else "")

@@ -22,7 +22,7 @@ class Hold(Exception):
 
 
 def _watch(folder: Path) -> None:
-    prefix = "device " if "workers.device.device_process" in sys.orig_argv else ""
+    prefix = "device " if _FORKS else ""
     while True:
         time.sleep(0.02)
         for file in folder.glob("*"):
@@ -38,5 +38,15 @@ def _watch(folder: Path) -> None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(kind))
 
 
-if folder := os.environ.get("ARGOSY_THREAD_FAULTS"):
-    threading.Thread(target=_watch, args=(Path(folder),), name="thread faults", daemon=True).start()
+def _start() -> None:
+    if folder := os.environ.get("ARGOSY_THREAD_FAULTS"):
+        threading.Thread(target=_watch, args=(Path(folder),), name="thread faults", daemon=True).start()
+
+
+#: The fork server has no threads; a device process is a fork of it.
+_FORKS = "workers.device.fork_server" in sys.orig_argv
+
+if _FORKS:
+    os.register_at_fork(after_in_child=_start)
+else:
+    _start()

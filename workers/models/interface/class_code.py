@@ -12,6 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+#: Argosy's packages, which lie beside the class of somebody who develops both. Reading all takes half a second.
+_ARGOSYS = ("producers", "results_store", "workers")
+
 #: The digest of each class's files when this process imported it.
 _noted: dict[type, str] = {}
 
@@ -39,7 +42,7 @@ def digest(class_: type) -> str:
 def files(class_: type) -> set[Path]:
     """Return the file of a class's module and of each module of the same project that it imports, also in functions.
 
-    The project is the module's top package, or the folder of a module without a package.
+    The project is the module's top package, or the folder of a module without a package; Argosy is no part of it.
     """
     module = sys.modules.get(class_.__module__)
     own = getattr(module, "__file__", None)
@@ -53,6 +56,8 @@ def files(class_: type) -> set[Path]:
     seen = set(waiting)
     while waiting:
         name = waiting.pop()
+        if name.partition(".")[0] in _ARGOSYS:
+            continue
         file = _file(name, within)
         if file is None or (installed and name.partition(".")[0] != top):
             continue
