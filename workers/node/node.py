@@ -338,6 +338,7 @@ class Node:
             files=self._files,
             calls=ClassCalls(self.settings.worker.batch_timeout_s),
             decoders=self.decoders,
+            retries=self.settings.retry,
         )
 
     def _new_reloads(
