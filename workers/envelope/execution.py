@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -62,6 +62,7 @@ class Execution(Preparation):
     urgent_writer: Writer
     gate: Gate
     retries: RetrySettings = field(default_factory=RetrySettings)
+    paused: Callable[[], Collection[str]] = tuple
 
     def run(self, raw: object, *, reply: bool = False, on_submit: OnSubmit = _unheard) -> dict[str, Any]:
         """Run an envelope and return a summary once its results are committed; with `reply`, also the results.
@@ -76,13 +77,14 @@ class Execution(Preparation):
         claimed = self.claim(message)
         if claimed.verdict in (Claim.DONE, Claim.HELD, Claim.WAITING):
             return {"skipped": claimed.verdict.value}
-        later = PostponedWork(self.retries, claimed)
+        later = PostponedWork(self.retries, claimed, self.paused())
         envelope, bad_items = self.decode(raw, message, claimed)
         envelope = later.due(timed(envelope, claimed))
         results: list[Result] = []
+        refused = [*outcomes.malformed(envelope, bad_items), *later.refused]
         may_return = claimed.verdict is Claim.WORK and not claimed.alone
         with self.gate.passing(alone=claimed.alone):
-            for portion in self.divide(envelope, claimed, outcomes.malformed(envelope, bad_items)):
+            for portion in self.divide(envelope, claimed, refused):
                 inputs = self.fetch_inputs(portion.envelope)
                 items = self.prepare(portion.envelope, inputs)
                 items = self.batch(portion.envelope, items, inputs, partial(on_submit, may_return=may_return))

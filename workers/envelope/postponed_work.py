@@ -6,7 +6,7 @@ the store's clock decides when a reconciler publishes it again: nothing waits in
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from producers.wire.messages import Envelope, Item
 from results_store.records import Claim, Claimed, PostponedResult, Postponement, Result, ResultState
 from workers.batching.steady_clock import steady_time
+from workers.envelope import outcomes
 from workers.envelope.outcomes import Error
 from workers.retries import RetrySettings
 
@@ -21,14 +22,17 @@ from workers.retries import RetrySettings
 class PostponedWork:
     """The later work of a claimed envelope: call `due`, then `kept` with results, then `postponement`.
 
-    Used by one thread. An envelope without a row cannot wait: all its results are final.
+    Used by one thread. An envelope without a row cannot wait: all its results are final, and those that `pauses` hold
+    are `refused`.
     """
 
-    def __init__(self, policies: RetrySettings, claimed: Claimed) -> None:
+    def __init__(self, policies: RetrySettings, claimed: Claimed, pauses: Collection[str] = ()) -> None:
         self._policies = policies
         self._claimed = claimed
         self._ahead_s = claimed.now - steady_time()  # the store's clock, ahead of this worker's
         self._before = {(result.seq, result.task): result for result in claimed.postponed}
+        self._pauses = pauses if claimed.verdict is Claim.UNKNOWN else ()
+        self.refused: list[Result] = []
         self._left: list[PostponedResult] = []
         self._paused_by: str | None = None
         self._error: Error | None = None
@@ -40,9 +44,24 @@ class PostponedWork:
 
     def due(self, envelope: Envelope) -> Envelope:
         """Return the envelope with the items and tasks to compute now."""
+        if self._pauses:
+            return self._without_paused(envelope)
         if not self._before and not self._claimed.paused_tasks:
             return envelope
         items = [own for item in envelope.items if (own := _with_tasks(item, self._due_tasks(item)))]
+        return msgspec.structs.replace(envelope, items=tuple(items))
+
+    def _without_paused(self, envelope: Envelope) -> Envelope:
+        """Refuse what is paused, of an envelope without a row."""
+        whole = next(
+            (one for one in (f"model:{envelope.model}", f"tenant:{envelope.tenant}") if one in self._pauses), ""
+        )
+        items = []
+        for item in envelope.items:
+            held = {task: whole or f"task:{task}" for task in item.tasks if whole or f"task:{task}" in self._pauses}
+            self.refused += [_refused(envelope, item, task, subject) for task, subject in held.items()]
+            if own := _with_tasks(item, [task for task in item.tasks if task not in held]):
+                items.append(own)
         return msgspec.structs.replace(envelope, items=tuple(items))
 
     def _due_tasks(self, item: Item) -> list[str]:
@@ -101,6 +120,12 @@ def _with_tasks(item: Item, tasks: list[str]) -> Item | None:
         return item
     params = {task: own for task, own in item.params.items() if task not in item.tasks or task in tasks}
     return msgspec.structs.replace(item, tasks=tuple(tasks), params=params) if tasks else None
+
+
+def _refused(envelope: Envelope, item: Item, task: str, subject: str) -> Result:
+    kind, _, name = subject.partition(":")
+    message = f"{kind} {name!r} is paused, and an item that is not durable cannot wait; submit it with durable=True"
+    return outcomes.result(envelope, item, task, ResultState.FAILED, {"kind": "Paused", "message": message})
 
 
 def _after(error: Error, tries: int, seconds: float) -> Error:

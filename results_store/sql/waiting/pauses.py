@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, exists, func, literal, or_, select
 
 from results_store.records import Pause, PauseKind
 from results_store.sql.columns import clock, text
 from results_store.sql.database import Database, Weight
 from results_store.sql.result_rows import insert_new
-from results_store.sql.schema import PUBLISHED, envelopes, pauses
+from results_store.sql.schema import PUBLISHED, UNFINISHED, envelopes, jobs, pauses
 
 KINDS: tuple[PauseKind, ...] = get_args(PauseKind)
 
@@ -30,6 +30,22 @@ class Pauses:
             found = connection.execute(select(pauses).order_by(pauses.c.subject)).mappings().all()
             waiting = _waiting(connection) if found else {}
         return [_pause(row["subject"], row["reason"], row["paused_at"], waiting) for row in found]
+
+    def subjects(self) -> frozenset[str]:
+        """Return the keys of the pauses: ``model:NAME``, ``task:NAME``, ``tenant:NAME``."""
+        with self._database.read() as connection:
+            return frozenset(connection.execute(select(pauses.c.subject)).scalars())
+
+    def holding(self, job: str) -> list[Pause]:
+        """Return the pauses that hold results of a job: of its models, its tenant, or tasks of its envelopes."""
+        open_ = (UNFINISHED, envelopes.c.job == job)
+        models = select(literal("model:") + envelopes.c.model).where(*open_)
+        tenants = select(literal("tenant:") + jobs.c.tenant).where(jobs.c.id == job, exists().where(*open_))
+        found = select(envelopes.c.paused_by).where(*open_)
+        with self._database.read() as connection:
+            any_ = or_(*(pauses.c.subject.in_(one) for one in (models, tenants, found)))
+            rows = connection.execute(select(pauses).where(any_).order_by(pauses.c.subject)).mappings()
+            return [_pause(row["subject"], row["reason"], row["paused_at"], {}) for row in rows]
 
     def pause(self, kind: PauseKind, name: str, reason: str = "") -> bool:
         """Pause a model, task or tenant. Return whether it was not paused before; the first reason stays."""
