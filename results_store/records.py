@@ -385,6 +385,9 @@ class Pause:
     paused_at: float
     waiting: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} is paused{f' ({self.reason})' if self.reason else ''}"
+
 
 #: A model, a priority and a lane: the envelopes of a list in Redis.
 Line: TypeAlias = tuple[str, int, int]

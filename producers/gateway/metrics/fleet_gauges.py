@@ -97,6 +97,8 @@ def _of_store(store: StoreLook, broker: BrokerLook | None, costs: Mapping[str, f
     yield family("argosy_postponed_envelopes", about, lambda found: sum(one.postponed for one in found))
     about = "Envelopes that wait for the end of a pause."
     yield family("argosy_paused_envelopes", about, lambda found: sum(one.paused for one in found))
+    about = "A model, task or tenant that is paused."
+    yield _labelled("argosy_paused", about, ("kind", "name"), {(one.kind, one.name): 1.0 for one in store.pauses})
     yield _plain("argosy_dead_letters", "Envelopes that were given up.", store.dead)
     about = "Device time of an item, in recent batches."
     yield _labelled("argosy_item_cost_seconds", about, ("model",), {(model,): cost for model, cost in costs.items()})
