@@ -48,6 +48,7 @@ class Claim(StrEnum):
       publishes the envelope again.
     - ``dead``: too many attempts failed; do not compute. Commit its items as failed without an error, and the envelope
       as `dead`; the store adds the error.
+    - ``waiting``: it waits for its time, or is paused. Acknowledge this copy; a reconciler publishes it then.
     - ``unknown``: the store has no such envelope.
     """
 
@@ -56,7 +57,37 @@ class Claim(StrEnum):
     CANCELLED = "cancelled"
     HELD = "held"
     DEAD = "dead"
+    WAITING = "waiting"
     UNKNOWN = "unknown"
+
+
+class PostponedResult(NamedTuple):
+    """A result of an item and task that comes later: at `due_at`, or with None at the end of a pause.
+
+    It failed `tries` times, the first time at `since`. Times are by the store's clock.
+    """
+
+    seq: int
+    task: str
+    tries: int
+    since: float
+    due_at: float | None
+
+
+class Postponement(NamedTuple):
+    """What an attempt leaves for later; all other results of the envelope are stored.
+
+    `paused_by` is the pause that some of the results wait for, and `error` that of the last result that failed.
+    """
+
+    results: Sequence[PostponedResult]
+    paused_by: str | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def due_at(self) -> float | None:
+        """The time at which the first result is due."""
+        return min((result.due_at for result in self.results if result.due_at is not None), default=None)
 
 
 class Claimed(NamedTuple):
@@ -65,6 +96,8 @@ class Claimed(NamedTuple):
     Of an envelope with work to do, cancelled or dead, `payload` is the stored envelope, of `content_type`: a worker
     computes this one, whatever the message holds. `deadline_at` is by the store's clock. An envelope whose workers died
     several times without an explanation is to be run `alone` in its worker, and `one_by_one` if a worker died of that.
+    If earlier attempts have postponed results, only the `postponed` ones are missing. Tasks in `paused_tasks` must not
+    be started.
     """
 
     verdict: Claim
@@ -74,6 +107,8 @@ class Claimed(NamedTuple):
     now: float = 0.0
     alone: bool = False
     one_by_one: bool = False
+    postponed: Sequence[PostponedResult] = ()
+    paused_tasks: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +253,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedWork:
-    """The unfinished durable items of a model, priority and lane, including items under way.
+    """The unfinished durable items of a model, priority and lane, including items under way, without paused ones.
 
     `seconds_per_item` is the recent device time of an item, divided by the number of workers that ran batches of its
     model; None if no batch ran recently. More urgent work of the model goes first, so an item waits for the sum over
@@ -333,6 +368,27 @@ class Declaration:
         return self.settings if self.proven else self.previous
 
 
+#: What can be paused.
+PauseKind: TypeAlias = Literal["model", "task", "tenant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A model, task or tenant that an operator has paused at `paused_at`, by the store's clock.
+
+    `waiting` counts the envelopes that a worker has found paused; others may still wait in Redis.
+    """
+
+    kind: PauseKind
+    name: str
+    reason: str
+    paused_at: float
+    waiting: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r} is paused{f' ({self.reason})' if self.reason else ''}"
+
+
 #: A model, a priority and a lane: the envelopes of a list in Redis.
 Line: TypeAlias = tuple[str, int, int]
 
@@ -367,6 +423,8 @@ class Transaction(NamedTuple):
     Envelopes in `unlisted` were never in the outbox: their new results add to the size of their job. Envelopes in
     `stepped` belong to pipelines: their results may lead to more.
 
+    Envelopes in `postponed` are not finished: they wait, without a lease, until the first of these results is due.
+
     Envelopes in `claims` are leased to `worker` for `lease_s`, unless `max_attempts` attempts failed. With
     `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. A time in `at`
     replaces the store's clock. The writer stores an `urgent` part before the others.
@@ -381,6 +439,7 @@ class Transaction(NamedTuple):
     batches: Sequence[Batch] = ()
     unlisted: Collection[str] = ()
     stepped: Collection[str] = ()
+    postponed: Mapping[str, Postponement] = {}
     claims: Collection[str] = ()
     worker: str = ""
     lease_s: float = 0.0
@@ -421,7 +480,10 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """The unfinished envelopes of a model and priority: held by workers, and waiting since `oldest_at` at most."""
+    """The unfinished envelopes of a model and priority: held by workers, and waiting since `oldest_at` at most.
+
+    Paused envelopes, and those whose time has not come, are neither.
+    """
 
     model: str
     priority: int

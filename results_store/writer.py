@@ -283,6 +283,7 @@ class Writer:
             batches=[batch for part in parts for batch in part.batches],
             unlisted=frozenset(id_ for part in parts for id_ in part.unlisted),
             stepped=frozenset(id_ for part in parts for id_ in part.stepped),
+            postponed={id_: left for part in parts for id_, left in part.postponed.items()},
             claims=[id_ for part in parts for id_ in part.claims],
             worker=self._worker,
             lease_s=self._lease_s,

@@ -30,6 +30,7 @@ from producers.wire.messages import Priority
 from results_store.records import MAX_ATTEMPTS
 from workers.models.decoding.decoding_limits import LEAST_MEMORY_BYTES, LEAST_PROCESSES, DecodingLimits
 from workers.models.interface import class_lookup
+from workers.retries import RetrySettings
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +236,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     broker: PlaceSettings = PlaceSettings()
     store: PlaceSettings = PlaceSettings()
     edge: EdgeSettings | None = None
+    retry: RetrySettings = RetrySettings()
 
     @property
     def connection(self) -> Connection:
@@ -364,30 +366,37 @@ def _typed(raw: dict[str, Any], where: str) -> Settings:
 def _check(settings: Settings, where: str) -> None:
     """Check one table against another: at the start, not at the first item. Raises ConfigurationError."""
     named: dict[str, Sequence[str]] = {"worker.models": settings.worker.models}
-    builtin = Catalogue.builtin().tasks
     for name, model in settings.models.items():
         if not _NAME.fullmatch(name):
             raise ConfigurationError(f"{where}: models.{name}: use letters, digits and . _ - for a model's name")
         if not model.source and model.class_ == _CHECKPOINT:
             raise ConfigurationError(f"{where}: models.{name}.source: is missing")
         named[f"models.{name}.uses"] = settings.used_by(name)
-        own = Catalogue({}).with_models({name: {"tasks": model.tasks}}, where=where)
-        for task in own.tasks.keys() & builtin.keys():
-            if builtin[task].model != name:
-                logger.warning(
-                    "%s: models.%s.tasks.%s replaces the task of this name of the built-in model %s; "
-                    "give it another name unless you mean that",
-                    where,
-                    name,
-                    task,
-                    builtin[task].model,
-                )
+        _warn_of_replaced(name, model, where)
     for setting, names in named.items():
         if unknown := [name for name in names if name not in settings.models]:
             raise ConfigurationError(
                 f"{where}: {setting}: no model {unknown[0]!r}; {known(unknown[0], settings.models)}"
             )
+    tasks = settings.catalogue.tasks
+    if unknown := [task for task in settings.retry.tasks if task not in tasks]:
+        raise ConfigurationError(f"{where}: retry.tasks: no task {unknown[0]!r}; {known(unknown[0], tasks)}")
     for part in ("broker", "store"):
         url = getattr(settings, part).url
         if url:
             checked_url(url, part, f"{where}: {part}.url")
+
+
+def _warn_of_replaced(name: str, model: ModelSettings, where: str) -> None:
+    builtin = Catalogue.builtin().tasks
+    own = Catalogue({}).with_models({name: {"tasks": model.tasks}}, where=where)
+    for task in own.tasks.keys() & builtin.keys():
+        if builtin[task].model != name:
+            logger.warning(
+                "%s: models.%s.tasks.%s replaces the task of this name of the built-in model %s; "
+                "give it another name unless you mean that",
+                where,
+                name,
+                task,
+                builtin[task].model,
+            )

@@ -64,9 +64,10 @@ class AsyncHandle(OfThisProcess):
         try:
             rows = await self._link.runtime.outcome(promise, timeout_s)
         except TimeoutError as error:
+            paused = await _paused(self._link, self.job)
             raise ResultTimeout(
-                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; the work goes on. Ask again, "
-                "or run `argosy doctor` to see whether a worker runs"
+                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; {paused or 'the work goes on'}. "
+                "Ask again, or run `argosy doctor` to see whether a worker runs"
             ) from error
         finally:
             self.forget(promise)
@@ -189,7 +190,14 @@ class AsyncWatched(OfThisProcess):
         Raises ResultTimeout if `timeout_s` passes first; None waits without limit. If the store is away meanwhile, it
         is asked again until `timeout_s`, or for `OUTAGE_S`. Then StoreUnavailable is raised; you may wait again.
         """
-        timeout_s = timeout_of(timeout_s)
+        try:
+            return await self._finished(timeout_of(timeout_s), on_progress)
+        except ResultTimeout as error:
+            if paused := await _paused(self._link, self.id):
+                raise ResultTimeout(f"{error}: {paused}") from error
+            raise
+
+    async def _finished(self, timeout_s: float | None, on_progress: Callable[[JobStatus], object] | None) -> JobStatus:
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         unfinished = ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on. Wait again")
         outage = Outage(deadline)
@@ -284,3 +292,11 @@ class AsyncJob(AsyncWatched):
             rows = await self._link.ask(lambda store: store.results_of(self.id, seqs))  # noqa: B023 - as above
             fresh += unseen.take(block, rows)
         return fresh
+
+
+async def _paused(link: FleetLink, job: str) -> str:
+    """Return the pauses that hold a job, as a sentence; empty without any, and if the store does not answer."""
+    try:
+        return ", ".join(map(str, await link.ask(lambda store: store.pauses.holding(job))))
+    except StoreUnavailable:
+        return ""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from producers.client.client import Client
-    from results_store.records import JobStatus
+    from results_store.records import JobStatus, Pause
 
 #: Seconds between looks at the jobs with `--watch`.
 EVERY_S = 1.0
@@ -70,6 +70,7 @@ def _of_one(client: Client, job: str, *, as_json: bool) -> None:
         show_job(found)
     if not found.finished:
         _tell_unserved(client.ask(lambda store: store.unfinished_models(job)))
+        _tell_paused(client.ask(lambda store: store.pauses.holding(job)))
 
 
 def _of_all(client: Client, limit: int, search: str, *, as_json: bool, watched: bool) -> None:
@@ -93,6 +94,7 @@ def _of_all(client: Client, limit: int, search: str, *, as_json: bool, watched: 
         none = "no jobs yet; submit one with `argosy submit`"
         say(f"no job has {search!r} in its name, tenant or id" if search else none, err=True)
     _tell_unserved([work.model for work in client.queued_work()])
+    _tell_paused(client.ask(lambda store: store.pauses.every()))
 
 
 def _screen(client: Client, jobs: Sequence[JobStatus]) -> Group:
@@ -113,3 +115,8 @@ def _tell_unserved(models: Sequence[str]) -> None:
 
     if models and (told := unserved(models)):
         say(f"argosy: {told}", err=True)
+
+
+def _tell_paused(pauses: Sequence[Pause]) -> None:
+    for one in pauses:
+        say(f"argosy: {one}; `argosy resume {one.kind} {one.name or repr('')}` ends it", err=True)

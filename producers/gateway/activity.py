@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -67,7 +68,8 @@ class Activity:
 
     def _look(self, store: Store) -> dict[str, Any]:
         at = time.time()
-        return view(store.depth(), store.flight.queued_work(), self._window.look(store, at), at)
+        found = view(store.depth(), store.flight.queued_work(), self._window.look(store, at), at)
+        return found | {"pauses": [asdict(one) for one in store.pauses.every()]}
 
 
 def served(waiting: Sequence[dict[str, Any]], nodes: Sequence[LiveNode] | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from producers.client.async_handles import AsyncHandle
 from producers.gateway.activity import Activity
 from producers.gateway.keys import Caller, Keyring
 from producers.gateway.metrics.gateway_metrics import GatewayMetrics
-from producers.gateway.problems import Gone
+from producers.gateway.problems import Gone, Problem
 from producers.gateway.rates import HeldBytes, Rates
 from producers.gateway.settings import GatewaySettings
 from producers.wire.catalogue import Modality
@@ -77,6 +77,11 @@ class Gateway:
             raise UnknownJob(f"no job {id_!r}; GET /api/jobs lists yours")
         return status
 
+    async def paused(self, job: str) -> str | None:
+        """Return a sentence if an operator has paused something that a job waits for."""
+        found = await self.client.ask(lambda store: store.pauses.holding(job))
+        return f"{', '.join(map(str, found))}; its items wait until it is resumed" if found else None
+
     async def jobs(
         self,
         caller: Caller,
@@ -115,6 +120,12 @@ async def gateway_of(request: Request) -> Gateway:
 async def caller_of(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
+
+
+def operators_only(caller: Caller) -> None:
+    """Raise Problem unless the caller is an operator."""
+    if not caller.operator:
+        raise Problem(403, "Forbidden", "only operators may use this route", remedy="use an operator's key")
 
 
 Here = Annotated[Gateway, Depends(gateway_of)]

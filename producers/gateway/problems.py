@@ -181,6 +181,8 @@ _INPUTS_FAULT = {"InvalidInput", "InputTooLarge", "InputUnavailable", "UnknownTa
 
 def item_problem(error: ArgosyError) -> Problem:
     """Return the problem for a failed item, if the answer is the item's output or an error."""
+    if isinstance(error, ItemFailed) and error.kind == "Paused":
+        return Problem(503, error.kind, error.message, retry_after_s=RETRY_AFTER_S)
     if isinstance(error, ItemFailed):
         return Problem(400 if error.kind in _INPUTS_FAULT else 500, error.kind, error.message)
     status = 504 if isinstance(error, ItemExpired) else 409

@@ -14,6 +14,7 @@ from producers.client.request import NewItem
 from producers.client.sending.submission import MOST_JOB_NAME
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, PathInput, UrlInput
+from results_store.records import PauseKind
 
 _Value = TypeVar("_Value")
 
@@ -200,6 +201,21 @@ class Replay(Body):
 
     job: Word | None = None
     error_kind: Word | None = None
+
+
+class Resumption(Body):
+    """What goes on: a model, a task or a tenant."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "model", "name": "text"}]})
+
+    kind: PauseKind
+    name: str = Field(max_length=500, description="Its name; empty for the tenant without a name.")
+
+
+class NewPause(Resumption):
+    """What is paused, and why."""
+
+    reason: str = Field("", max_length=500, description="A sentence for those who wait.")
 
 
 def input_of(value: object, field: str) -> object:

@@ -103,7 +103,8 @@ class Blobs:
         except FileNotFoundError as error:
             raise InputUnavailable("input", "is no longer in blob storage", "submit it again") from error
         except Exception as error:  # each file system has errors of its own
-            raise InputUnavailable("input", f"cannot be read from blob storage: {error}", "replay it later") from error
+            problem, away = f"cannot be read from blob storage: {error}", not isinstance(error, PermissionError)
+            raise InputUnavailable("input", problem, "replay it later", momentary=away, whole_place=away) from error
         if len(content) > limit_bytes:
             raise InputTooLarge("input", f"has over {limit_bytes:,} bytes", "send a smaller input")
         return content.decode("utf-8", "replace") if reference.text else InlineBytes(content)

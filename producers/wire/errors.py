@@ -76,7 +76,37 @@ class InputTooLarge(InvalidInput):
 
 
 class InputUnavailable(InvalidInput):
-    """A file or URL that the worker could not read or fetch. The fault may be temporary: submit the item again."""
+    """A file or URL that the worker could not read or fetch.
+
+    A fault that is `momentary`, such as a host that is away, may pass by itself: the worker tries again, and not before
+    `retry_after_s`. A fault of the `whole_place` hits all inputs of the same host or storage.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        problem: str = "",
+        remedy: str = "",
+        *,
+        momentary: bool = False,
+        whole_place: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(field, problem, remedy)
+        self.momentary = momentary
+        self.whole_place = whole_place
+        self.retry_after_s = retry_after_s
+
+    def of_part(self, part: str) -> InputUnavailable:
+        """Return the same error for a part of the field."""
+        return type(self)(
+            f"{self.field}.{part}",
+            self.problem,
+            self.remedy,
+            momentary=self.momentary,
+            whole_place=self.whole_place,
+            retry_after_s=self.retry_after_s,
+        )
 
 
 class InvalidMessage(ArgosyError, ValueError):

@@ -131,6 +131,9 @@ def _replay(connection: Connection, failed: ColumnElement[bool], limit: int) -> 
                 deaths=0,
                 suspect=None,
                 tries=0,
+                due_at=None,
+                paused_by=None,
+                waits=None,
             ),
             [{"_id": envelope, "_deleted": count} for (_, envelope), count in deleted.items()],
         )

@@ -37,7 +37,6 @@ from sqlalchemy import (
 
 from results_store.errors import InvalidRow
 from results_store.records import (
-    ALL_ITEMS,
     ALONE_AFTER_DEATHS,
     Claim,
     Claimed,
@@ -63,6 +62,8 @@ from results_store.sql.result_rows import (
     insert_unlisted,
 )
 from results_store.sql.schema import ACCEPTED, PUBLISHED, RUNNING, UNFINISHED, envelopes, jobs, payloads, tenants
+from results_store.sql.waiting import postponing
+from results_store.sql.waiting.postponing import UNSUSPECTED, less
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,9 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
         raise InvalidRow(f"chunks: {min(odd)} has no row or belongs to a pipeline; store its results as rows")
     late = {result.job for result in unbooked if result.envelope not in done}  # of jobs whose envelopes are at work
     at_work = _at_work(connection, late) if late else ()
-    there = _lock(connection, {*rows, *dead, *transaction.claims, *owners, *at_work}, transaction)
+    there = _lock(
+        connection, {*rows, *dead, *transaction.claims, *owners, *at_work, *transaction.postponed}, transaction
+    )
     unbooked = not_in_chunks_of(connection, unbooked, late) if late else unbooked
     chunks = insert_chunks(connection, transaction.chunks, there.chunked, there.now) if transaction.chunks else _NONE
     booked, now = [*booked, *chunks.apart] if chunks.apart else booked, there.now
@@ -107,6 +110,8 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     ends = dict.fromkeys(dead, "dead") | dict.fromkeys(rows, "done")
     given = _Given((*booked, *steps), chunks.whole, listed_new)
     finished = _finish(connection, ends, given, now) if ends or listed_new else ()
+    if transaction.postponed:
+        postponing.postpone(connection, transaction, now)
     if transaction.drop_inputs and finished:  # except of pipelines, whose later steps may need them
         over = [id_ for _, id_ in finished if ends[id_] == "done" and id_ not in stepped]
         retention.drop_inputs(connection, over)
@@ -194,11 +199,18 @@ class _Row(NamedTuple):
     deadline_at: float | None
     deaths: int
     suspect: int | None
+    due_at: float | None
+    waits: str | None
     cancelled_at: float | None
     now: float
     payload: bytes | None
     content_type: str | None
+    paused_by: str | None
+    paused_tasks: str | None
 
+
+#: The columns of `_Row` that other tables have.
+_OTHERS = 6
 
 # An attempt that ended with a recorded error has a lease until 0. A lease that is there and was not ended has run out
 # without a word from its worker, when the envelope is taken from it.
@@ -209,11 +221,13 @@ _deaths = envelopes.c.deaths + case((envelopes.c.leased_until > 0, 1), else_=0)
 def _claimable(dialect: str) -> Select[Any]:
     return (
         select(
-            *(envelopes.c[name] for name in _Row._fields[:-4]),
+            *(envelopes.c[name] for name in _Row._fields[:-_OTHERS]),
             jobs.c.cancelled_at,
             given_or_clock(),
             payloads.c.payload,
             payloads.c.content_type,
+            postponing.PAUSED_BY,
+            postponing.paused_tasks(dialect),
         )
         .join(jobs, jobs.c.id == envelopes.c.job)
         .outerjoin(payloads, payloads.c.envelope == envelopes.c.id)
@@ -234,6 +248,8 @@ def _taking(dialect: str) -> Update:
             worker=bindparam("_worker"),
             leased_until=bindparam("_leased_until"),
             lease_s=bindparam("_lease_s"),
+            due_at=None,
+            paused_by=None,
         )
     )
 
@@ -250,6 +266,9 @@ def _claim(connection: Connection, transaction: Transaction, at: float | None) -
         now = rows[0].now
         lease = {"_now": now, "_worker": worker, "_leased_until": now + lease_s, "_lease_s": lease_s}
         driver_statements.run(connection, _taking(dialect), {"_ids": as_list(connection, taken), **lease})
+    for row in rows:
+        if row.paused_by and claims[row.id].verdict is Claim.WAITING:
+            postponing.pause(connection, row.id, row.paused_by, row.deadline_at, row.now, deaths=_deaths)
     return {id_: claims.get(id_) or Claimed(Claim.UNKNOWN) for id_ in transaction.claims}
 
 
@@ -267,6 +286,8 @@ def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
         now=row.now,
         alone=alone,
         one_by_one=one_by_one,
+        postponed=postponing.postponed(row.waits),
+        paused_tasks=postponing.task_names(row.paused_tasks),
     )
 
 
@@ -278,6 +299,9 @@ def _verdict(row: _Row, worker: str, *, may_try: bool) -> Claim:
         return Claim.HELD
     if row.cancelled_at is not None:
         return Claim.CANCELLED
+    in_time = row.deadline_at is None or row.now < row.deadline_at  # the items of others expire in the worker
+    if in_time and (row.paused_by or (row.due_at is not None and row.now < row.due_at)):
+        return Claim.WAITING
     return Claim.WORK if may_try else Claim.DEAD
 
 
@@ -301,6 +325,9 @@ UPDATE envelopes SET
   finished_at = CASE WHEN {_ENDS} THEN coalesce(envelopes.finished_at, :_now, {CLOCK[dialect]})
     ELSE envelopes.finished_at END,
   leased_until = CASE WHEN {_ENDS} THEN NULL ELSE envelopes.leased_until END,
+  waits = CASE WHEN {_ENDS} THEN NULL ELSE envelopes.waits END,
+  due_at = CASE WHEN {_ENDS} THEN NULL ELSE envelopes.due_at END,
+  paused_by = CASE WHEN {_ENDS} THEN NULL ELSE envelopes.paused_by END,
   lease_s = CASE WHEN {_ENDS} THEN NULL ELSE envelopes.lease_s END
 FROM {given} WHERE envelopes.id = given.id
 RETURNING envelopes.job, envelopes.id, envelopes.state, envelopes.stored, envelopes.results
@@ -366,7 +393,8 @@ def _note_shortfall(connection: Connection, id_: str, message: str) -> None:
     """Store the error of an attempt that did not cover its envelope, and end the lease: the envelope is overdue."""
     logger.error("envelope %s: %s; it is attempted again", id_, message)
     ended = {"error": {"kind": NOT_COVERED, "message": message}, "leased_until": case((PUBLISHED, 0)), "lease_s": None}
-    connection.execute(update(envelopes).where(envelopes.c.id == id_).values(ended))
+    # the next attempt computes everything that is not stored, whatever was noted as postponed
+    connection.execute(update(envelopes).where(envelopes.c.id == id_).values(waits=None, **ended))
 
 
 _done = jobs.c.succeeded + jobs.c.failed + jobs.c.cancelled + jobs.c.expired
@@ -414,15 +442,15 @@ def release(connection: Connection, ids: Collection[str], *, worker: str) -> int
         "worker": None,
         "leased_until": None,
         "lease_s": None,
-        "attempts": _less(envelopes.c.attempts),
-        **_UNSUSPECTED,
+        "attempts": less(envelopes.c.attempts),
+        **UNSUSPECTED,
     }
     return connection.execute(update(envelopes).where(_held(connection, ids, worker)).values(given_back)).rowcount
 
 
 def note_failure(connection: Connection, id_: str, *, worker: str, error: dict[str, Any]) -> int:
     """Store the error of this attempt, and end its lease, so that the next attempt need not wait for it."""
-    ended = {"error": cleaned(error), "leased_until": 0, "lease_s": None, **_UNSUSPECTED}
+    ended = {"error": cleaned(error), "leased_until": 0, "lease_s": None, **UNSUSPECTED}
     return connection.execute(update(envelopes).where(_held(connection, [id_], worker)).values(ended)).rowcount
 
 
@@ -431,14 +459,6 @@ def note_suspect(connection: Connection, id_: str, suspect: int) -> int:
     tries = case((envelopes.c.suspect == suspect, envelopes.c.tries + 1), else_=1)
     noted = update(envelopes).where(envelopes.c.id == id_).values(suspect=suspect, tries=tries)
     return int(connection.execute(noted.returning(envelopes.c.tries)).scalar_one_or_none() or 0)
-
-
-def _less(column: ColumnElement[int]) -> ColumnElement[int]:
-    return case((column > 0, column - 1), else_=0)
-
-
-# The worker lives: its last start with the suspect does not count.
-_UNSUSPECTED = {"suspect": func.nullif(envelopes.c.suspect, ALL_ITEMS), "tries": _less(envelopes.c.tries)}
 
 
 def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnElement[bool]:
@@ -478,7 +498,8 @@ def take_overdue(
     at = max(lanes.values())  # as a parameter: with SQL's clock in its place, PostgreSQL cannot plan
     unpublished = and_(ACCEPTED, _is_past(envelopes.c.accepted_at, at - overdue_s, at + overdue_s))
     ended = and_(PUBLISHED, envelopes.c.leased_until < at)
-    due = [and_(condition, envelopes.c.lane == lane) for condition in (unpublished, ended) for lane in lanes]
+    ready = postponing.ready(connection, at)
+    due = [and_(condition, envelopes.c.lane == lane) for condition in (unpublished, ended, *ready) for lane in lanes]
     due.append(_leased_too_long(now))
     for line, pushed_at in sorted(oldest.items()):
         # a list says nothing while its oldest message is from the future: a clock was set back, or a sender's is wrong
@@ -516,7 +537,8 @@ def _is_lost(line: Line, before: float, after: float) -> ColumnElement[bool]:
     model, priority, lane = line
     own = and_(envelopes.c.model == model, envelopes.c.priority == priority, envelopes.c.lane == lane)
     past = _is_past(envelopes.c.published_at, before, after)
-    return and_(PUBLISHED, envelopes.c.leased_until.is_(None), own, past)
+    waits = or_(envelopes.c.due_at.is_not(None), envelopes.c.paused_by.is_not(None))
+    return and_(PUBLISHED, envelopes.c.leased_until.is_(None), own, past, ~waits)
 
 
 def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
@@ -532,7 +554,16 @@ def _take(connection: Connection, condition: ColumnElement[bool], now: float, li
     taken = connection.execute(
         update(envelopes)
         .where(envelopes.c.id.in_(select(chosen.c.id)))
-        .values(state="accepted", accepted_at=now, published_at=None, leased_until=None, lease_s=None, deaths=_deaths)
+        .values(
+            state="accepted",
+            accepted_at=now,
+            published_at=None,
+            leased_until=None,
+            lease_s=None,
+            deaths=_deaths,
+            due_at=None,
+            paused_by=None,
+        )
         .returning(envelopes.c.id)
     )
     return list(taken.scalars())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, case, func, not_, select
 
 from results_store.errors import UnknownBatch
 from results_store.records import Batch, QueuedWork
@@ -16,6 +16,7 @@ from results_store.sql.columns import clock, compact_json
 from results_store.sql.database import Database
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import UNFINISHED, batches, envelopes
+from results_store.sql.waiting.postponing import IS_PAUSED
 
 #: The newest batches that estimate the fleet's speed: at most so many, from at most so many seconds before the newest.
 _RECENT = 500
@@ -63,7 +64,8 @@ class FlightRecorder:
     def queued_work(self) -> list[QueuedWork]:
         """Return the queued work of each model and priority, with its estimated time if known."""
         line = (envelopes.c.model, envelopes.c.priority, envelopes.c.lane)
-        wanted = select(*line, func.sum(envelopes.c["items"])).where(UNFINISHED).group_by(*line).order_by(*line)
+        wanted = select(*line, func.sum(envelopes.c["items"])).where(UNFINISHED, not_(IS_PAUSED))
+        wanted = wanted.group_by(*line).order_by(*line)
         with self._database.read() as connection:
             rates = _seconds_per_item(connection)
             return [

@@ -24,6 +24,7 @@ from results_store.records import (
 )
 from results_store.sql.columns import among, clock, text
 from results_store.sql.schema import DEAD, FAILED, RUNNING, UNFINISHED, envelopes, jobs, payloads, results
+from results_store.sql.waiting.postponing import IS_PAUSED, IS_POSTPONED
 
 _OF_SUBMISSION = frozenset(("idempotency_key", "request", "fingerprint"))
 
@@ -102,8 +103,9 @@ def running_alone(connection: Connection) -> tuple[int, str | None]:
 def backlog(connection: Connection) -> list[Backlog]:
     key = (envelopes.c.model, envelopes.c.priority)
     held = and_(envelopes.c.leased_until.is_not(None), envelopes.c.leased_until > clock())
-    oldest = func.min(case((not_(held), envelopes.c.created_at)))
-    numbers = (func.count(case((held, 1))), func.count(case((not_(held), 1))), oldest)
+    waits = not_(or_(held, IS_PAUSED, IS_POSTPONED))
+    oldest = func.min(case((waits, envelopes.c.created_at)))
+    numbers = (func.count(case((held, 1))), func.count(case((waits, 1))), oldest)
     rows = connection.execute(select(*key, *numbers).where(UNFINISHED).group_by(*key).order_by(*key))
     names = ("model", "priority", "held", "waiting", "oldest_at")
     return [Backlog(**dict(zip(names, row, strict=True))) for row in rows]

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0017"
+REVISION = "0018"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
@@ -128,6 +128,9 @@ purged_jobs = Table(
 # written by an older version, and the rows are counted once. `deaths` counts the leases that ran out without a word
 # from their worker. Of an envelope that is run alone, `suspect` is the item at work (-1 for all of them together), and
 # `tries` counts the starts with this suspect.
+#
+# An envelope that waits for its time is published without a message: until `due_at`, or until the pause of `paused_by`
+# (a subject of `pauses`) ends. `waits` are its results that are tried again or paused, as JSON; the others are stored.
 envelopes = Table(
     "envelopes",
     metadata,
@@ -154,6 +157,9 @@ envelopes = Table(
     Column("suspect", BigInteger),
     Column("tries", SmallInteger, nullable=False, server_default="0"),
     Column("chunked", Boolean),
+    Column("due_at", Double),
+    Column("paused_by", Text),
+    Column("waits", Text),
     CheckConstraint("state IN ('accepted', 'published', 'done', 'dead')", name="envelopes_state"),
     Index("envelopes_job", "job"),
 )
@@ -177,7 +183,21 @@ Index(
     sqlite_where=UNFINISHED,
     postgresql_where=UNFINISHED,
 )
+_WAITS_FOR_TIME = PUBLISHED & (envelopes.c.due_at != None)  # noqa: E711 - SQL
+_WAITS_FOR_RESUME = PUBLISHED & (envelopes.c.paused_by != None)  # noqa: E711 - SQL
+
+Index("envelopes_due", envelopes.c.due_at, sqlite_where=_WAITS_FOR_TIME, postgresql_where=_WAITS_FOR_TIME)
+Index("envelopes_paused", envelopes.c.paused_by, sqlite_where=_WAITS_FOR_RESUME, postgresql_where=_WAITS_FOR_RESUME)
 Index("envelopes_dead", envelopes.c.finished_at, sqlite_where=DEAD, postgresql_where=DEAD)
+
+# What an operator has paused: ``model:NAME``, ``task:NAME`` or ``tenant:NAME``.
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("subject", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("paused_at", Double, nullable=False),
+)
 
 payloads = Table(
     "payloads",

@@ -15,6 +15,7 @@ from results_store.sql.columns import clock, given_or_clock, text
 from results_store.sql.reading import found_job, job_status
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import envelopes, jobs, payloads
+from results_store.sql.waiting import postponing
 
 
 def create_job(connection: Connection, job: NewJob) -> FoundJob:
@@ -71,7 +72,7 @@ def insert_envelopes(connection: Connection, new: Sequence[NewEnvelope], now: fl
 
 
 def cancel_job(connection: Connection, job: str, at: float | None) -> JobStatus:
-    """Set `cancelled_at` of a job that is neither finished nor cancelled."""
+    """Set `cancelled_at` of a job that is neither finished nor cancelled. Its envelopes wait for nothing any more."""
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job, jobs.c.cancelled_at.is_(None), jobs.c.finished_at.is_(None))
@@ -81,6 +82,7 @@ def cancel_job(connection: Connection, job: str, at: float | None) -> JobStatus:
     row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
     if row is None:
         raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
+    postponing.wake(connection, job)
     return job_status(row)
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from producers import Client
 from producers.gateway import connections
 from producers.gateway.guard import PAGE, PAGE_REQUESTS
 from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.server import serve
-from producers.wire.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError, ResultTimeout
 from tests.conftest import free_port
 from tests.end_to_end.gateway_server import SETTINGS, Served, serving
 from tests.end_to_end.processes import until
@@ -182,6 +183,38 @@ def test_failures_are_listed_and_replayed(ours: httpx.Client, theirs: httpx.Clie
     assert ours.post("/api/replay", json={"job": job}).json() == {"envelopes": 1, "results": 1}
     ours.get(f"/api/jobs/{job}/events")
     assert ours.get(f"/api/jobs/{job}").json()["failed"] == 1
+
+
+def test_what_is_paused_waits_and_says_so(served: Served, ours: httpx.Client, shared_fleet: LocalFleet) -> None:
+    """Submissions are accepted; who waits is told why; what cannot wait is refused; only operators pause."""
+    echo = {"kind": "task", "name": "echo", "reason": "a test"}
+    assert ours.post("/api/pause", json=echo).status_code == 403
+    assert ours.get("/api/pauses").status_code == 403
+    with served.client(served.key("boss", operator=True)) as boss:
+        assert boss.post("/api/pause", json={**echo, "name": "ecko"}).status_code == 422
+        paused = boss.post("/api/pause", json=echo)
+        assert [(one["name"], one["reason"]) for one in paused.json()["pauses"]] == [("echo", "a test")]
+        try:
+            answer = ours.post("/api/items", json={"task": ["echo", "shout"], "input": "a text", "wait_s": 2})
+            assert answer.status_code == 202
+            found = answer.json()
+            assert [row["task"] for row in found["results"]] == ["shout"], "the other task of the item goes on"
+            assert found["paused"] == "task 'echo' is paused (a test); its items wait until it is resumed"
+            job = found["id"].partition(".")[0]
+            assert ours.get(f"/api/jobs/{job}/waiting").json()["paused"] == found["paused"]
+            until(lambda: boss.get("/api/pauses").json()["pauses"][0]["waiting"] == 1)
+            gone = ours.post("/api/items", json={"task": "echo", "input": "x", "durable": False, "wait_s": 30}).json()
+            assert gone["results"][0]["error"]["kind"] == "Paused"
+            with (
+                Client(shared_fleet.broker_url, shared_fleet.store_url) as client,
+                pytest.raises(ResultTimeout) as late,
+            ):
+                client.job(job).wait(timeout_s=0.2)
+            assert "task 'echo' is paused (a test)" in str(late.value)
+        finally:
+            assert boss.post("/api/resume", json={"kind": "task", "name": "echo"}).json() == {"pauses": []}
+        answer = ours.get(answer.headers["location"], params={"wait_s": 60})
+        assert {row["state"] for row in answer.json()["results"]} == {"succeeded"}
 
 
 def test_an_operator_sees_everybody(served: Served, ours: httpx.Client) -> None:

@@ -16,7 +16,7 @@ from producers.wire.errors import InvalidInput
 from producers.wire.messages import DerivedInput, Message, MessagesInput, Priority, RowInput, TextAndImageInput
 from producers.wire.publisher import Publisher
 from producers.wire.queues import RefusedMessage, note_refused
-from results_store.records import Batch, Result, ResultState
+from results_store.records import Batch, Claim, Result, ResultState
 from results_store.sql.item_numbering import tree_number
 from results_store.store import Store
 from tests.conftest import free_port
@@ -468,6 +468,26 @@ def test_it_works_under_a_prefix(browser: Browser, served: Served, key: str, sto
         page.goto("/argosy/#/jobs")
         expect(page.get_by_role("link", name="behind a proxy")).to_be_visible()
         assert all(url.startswith(f"{served.url}/argosy/") for url in asked), asked
+
+
+def test_a_model_is_paused_and_resumed(page: Page, store: Store) -> None:
+    """With its reason, and the number of envelopes that wait; a job that waits for it says so."""
+    job, envelope = submit(store, ["x"], name="held", priority=Priority.BULK)
+    page.goto("/#/fleet")
+    paused = page.get_by_role("region", name="Paused")
+    expect(paused).to_have_count(0)
+    page.get_by_role("button", name="Pause model nobody").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Pause").click()
+    expect(paused.get_by_role("row", name="model nobody")).to_contain_text("0")
+    assert store.claim([envelope], worker="w", lease_s=60)[envelope].verdict is Claim.WAITING
+    expect(paused.get_by_role("row", name="model nobody")).to_contain_text("1")
+    page.goto(f"/#/jobs/{job}")
+    expect(page.get_by_text("Model 'nobody' is paused; its items wait until it is resumed")).to_be_visible()
+    page.goto("/#/fleet")
+    page.get_by_role("button", name="Resume model nobody").click()
+    expect(paused).to_have_count(0)
+    assert store.pauses.every() == []
+    store.cancel_job(job)
 
 
 def test_failures_are_replayed(page: Page, store: Store) -> None:

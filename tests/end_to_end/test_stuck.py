@@ -31,6 +31,7 @@ THREADS = (
     "leases",
     "cancellations",
     "tenants",
+    "pauses",
     "reloads",
     "presence",
     "following",

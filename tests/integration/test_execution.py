@@ -30,6 +30,7 @@ from results_store.store import Store
 from results_store.writer import Writer
 from tests.counting_model import CountingModel
 from tests.end_to_end.processes import until
+from tests.file_model import FileModel
 from tests.scripted_model import ScriptedModel
 from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.planning.policy import Budget
@@ -44,6 +45,7 @@ from workers.envelope.gate import EnvelopeInterrupted, Gate
 from workers.envelope.input_limits import InputLimits
 from workers.models.interface.model import ModelSpec
 from workers.node.held_envelopes import HeldEnvelopes
+from workers.retries import RetrySettings
 
 TEXTS = ("one", "two", "three")
 ATTEMPTS = 2
@@ -53,10 +55,17 @@ FAR = 1e12
 class Rig:
     """A worker's execution on a real store and a real device process, without Celery and without a broker.
 
-    A batch of the scripted model has at most `rows` rows.
+    A batch of the scripted model has at most `rows` rows. `limits` are those of inputs.
     """
 
-    def __init__(self, store: Store, rows: int = 64) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rows: int = 64,
+        *,
+        limits: InputLimits = InputLimits(),  # noqa: B008 - frozen
+        retries: RetrySettings = RetrySettings(),  # noqa: B008 - frozen
+    ) -> None:
         catalogue = Catalogue({}).with_models(
             {
                 "scripted": {
@@ -67,13 +76,16 @@ class Rig:
                     }
                 },
                 "counting": {"tasks": {"count": "text-classification"}},
+                "file": {"tasks": {"sum": "image-classification"}},
             },
             where="fleet.toml",
         )
         scripted = {name: catalogue.tasks[name] for name in ("echo", "say", "place")}
         spec = ModelSpec("scripted", Path(), "1", scripted)
         stepwise = ModelSpec("counting", Path(), "1", {"count": catalogue.tasks["count"]})
+        file = ModelSpec("file", Path(), "1", {"sum": catalogue.tasks["sum"]})
         served = {
+            "file": ServedModel(FileModel(file), "1", Budget(cost=100, rows=64)),
             "scripted": ServedModel(ScriptedModel(spec), "1", Budget(cost=100_000, rows=rows)),
             "counting": ServedModel(CountingModel(stepwise), "1", Budget(cost=100, rows=64)),
         }
@@ -89,12 +101,14 @@ class Rig:
         to_load = [
             ModelToLoad.from_spec("tests.scripted_model:ScriptedModel", spec),
             ModelToLoad.from_spec("tests.counting_model:CountingModel", stepwise),
+            ModelToLoad.from_spec("tests.file_model:FileModel", file),
         ]
         self.device = ProcessDevice(cpu(), to_load, self.batcher.tell, threads=1)
         self.held = HeldEnvelopes(store, worker="w", lease_s=60)
         self.execution = Execution(
             offer=CurrentVersions(OfferedVersions(catalogue, served)),
-            limits=InputLimits(),
+            limits=limits,
+            retries=retries,
             batcher=self.batcher,
             writer=self.writer,
             urgent_writer=self.writer,

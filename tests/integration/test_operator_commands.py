@@ -188,3 +188,33 @@ def test_failures_are_counted_on_both_databases(postgresql_url: str) -> None:
         (found,) = other.count_failures(job="c")
         assert (found.kind, found.count, found.message) == ("ModelError", 1, "broke")
         assert other.unfinished_models("c") == ["text"]
+
+
+def test_a_pause_is_set_listed_and_lifted(store: Store) -> None:
+    """By the names that the fleet has: a misspelt pause would hold nothing, and say nothing."""
+    store.create_job(new_job("a", tenant="acme"))
+    store.tenants.enrol("acme")
+    store.add_envelopes([new_envelope("a0", job="a", model="mine")])
+
+    wrong = argosy("pause", "task", "sentimant")
+    assert (wrong.exit_code, "the fleet has no task 'sentimant'; did you mean 'sentiment'?" in wrong.stderr) == (
+        1,
+        True,
+    )
+    for kind, name in (("task", "sentiment"), ("model", "mine"), ("tenant", "acme"), ("tenant", "")):
+        assert argosy("pause", kind, name, "--reason", "a test").exit_code == 0
+    store.claim(["a0"], worker="w", lease_s=60)
+
+    assert "is already paused" in argosy("pause", "task", "sentiment").stderr.replace("was", "is")
+    listed = argosy("pause").stdout
+    assert re.search(r"^model 'mine'  since \S+  1 envelopes wait  a test$", listed, re.MULTILINE)
+    assert {json.loads(line)["name"] for line in argosy("pause", "--json").stdout.splitlines()} == {
+        "sentiment", "mine", "acme", ""
+    }  # fmt: skip
+    assert "model 'mine' is paused (a test); `argosy resume model mine` ends it" in argosy("status", "a").stderr
+    [finding] = [one for one in running_fleet.paused(store) if "mine" in one.found]
+    assert (finding.ok, "1 envelopes wait" in finding.found) == (True, True)
+    for kind, name in (("task", "sentiment"), ("model", "mine"), ("tenant", "acme"), ("tenant", "")):
+        assert argosy("resume", kind, name).exit_code == 0
+    assert argosy("resume", "model", "mine").exit_code == 2
+    assert "nothing is paused" in argosy("pause").stderr

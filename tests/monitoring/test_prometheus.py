@@ -40,7 +40,16 @@ FIRES: dict[str, tuple[dict[str, str], int]] = {
                              'argosy_model_workers{model="b",state="serving"}': "1x10"}, 5),
     "ArgosyInteractiveWaits": ({'argosy_queue_oldest_age_seconds{model="a",priority="interactive"}': "11x10"}, 5),
     "ArgosyBehind": ({"argosy_wanted_workers": "3x30", "argosy_workers": "2x30"}, 20),
-    "ArgosyStuck": ({"argosy_queue_items": "3x30", "argosy_workers": "2x30", "argosy_batches_total": "7x30"}, 25),
+    "ArgosyStuck": (
+        {
+            "argosy_queue_envelopes": "3x30",
+            "argosy_paused_envelopes": "2x30",
+            "argosy_postponed_envelopes": "0x30",
+            "argosy_workers": "2x30",
+            "argosy_batches_total": "7x30",
+        },
+        25,
+    ),
     "ArgosyDeadLetters": ({"argosy_dead_letters": "2x20 3x5"}, 22),
     "ArgosyFailures": ({'argosy_failed_results_total{task="t",kind="k"}': "0+60x20"}, 18),
     "ArgosyWorkersDie": ({"argosy_envelope_worker_deaths": "3x10"}, 5),

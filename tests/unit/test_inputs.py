@@ -299,11 +299,50 @@ def test_any_path_is_asked_for_or_refused(path: str) -> None:
             assert inputs.read(UrlInput(f"http://{host}/{path}"), own_network(host)) == b"image"
 
 
-@pytest.mark.parametrize("status", [404, 500])
+MOMENTARY = (408, 425, 429, 500, 502, 503, 504, 520)
+
+
+@pytest.mark.parametrize("status", [*MOMENTARY, 400, 401, 403, 404, 410, 414, 451])
 def test_a_host_that_refuses_is_quoted(status: int) -> None:
-    """It may answer later: that is another kind of failure than a wrong input."""
-    with web(sends(b"", status)) as (host, _), pytest.raises(InputUnavailable, match=str(status)):
+    """It may answer later: that is another kind of failure than a wrong input. Some answers pass by themselves."""
+    with web(sends(b"", status)) as (host, _), pytest.raises(InputUnavailable, match=str(status)) as caught:
         inputs.read(UrlInput(f"http://{host}/"), own_network(host))
+    assert caught.value.momentary is (status in MOMENTARY)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("30", 30), (" 30 ", 30), ("0", 0), ("Sun, 06 Nov 1994 08:50:07 GMT", 30), ("Sun, 06 Nov 1994 08:00:00 GMT", 0),
+        ("-5", None), ("1.5", None), ("soon", None), ("\xb2", None), ("Sun, 99 Nov 1994 08:50:07 GMT", None),
+        ("Fri, 31 Dec 99999 00:00:00 GMT", None), ("9" * 400, 999_999_999),
+    ],
+)  # fmt: skip
+def test_a_host_says_when_to_ask_again(said: str, seconds: float | None) -> None:
+    """In seconds or by a date, which counts from the host's own clock. Anything else says nothing."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response_only(503)
+        request.send_header("Date", "Sun, 06 Nov 1994 08:49:37 GMT")
+        request.send_header("Retry-After", said)
+        request.end_headers()
+
+    with web(answer) as (host, _), pytest.raises(InputUnavailable) as caught:
+        inputs.read(UrlInput(f"http://{host}/"), own_network(host))
+    assert caught.value.retry_after_s == seconds
+
+
+@pytest.mark.parametrize(("code", "momentary"), [("EAI_AGAIN", True), ("EAI_NONAME", False), ("EAI_FAIL", False)])
+def test_a_name_server_that_is_away_comes_back(code: str, momentary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that does not exist is a mistake of the caller."""
+
+    def look_up(*_: object, **__: object) -> None:
+        raise socket.gaierror(getattr(socket, code), "scripted")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(InputUnavailable) as caught:
+        inputs.read(UrlInput("https://away.example/"), InputLimits(allowed_hosts=("away.example",)))
+    assert caught.value.momentary is momentary
 
 
 def test_what_a_host_answers_does_not_fill_the_error() -> None:
@@ -322,5 +361,6 @@ def test_a_host_that_is_away_is_an_input_unavailable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         host = f"localhost:{taken.getsockname()[1]}"
-        with pytest.raises(InputUnavailable, match="cannot be fetched"):
+        with pytest.raises(InputUnavailable, match="cannot be fetched") as caught:
             inputs.read(UrlInput(f"http://{host}/"), own_network(host))
+        assert caught.value.momentary

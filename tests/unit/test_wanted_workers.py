@@ -37,6 +37,8 @@ def work(items: int, priority: int = 9, **changes: Any) -> Demand:
         ([work(90, due_at=190.0), work(450, newest_at=200.0)], 0, 1),  # the later work comes behind
         ([work(90, due_at=190.0), work(450)], 0, 6),  # and here before it
         ([work(10, due_at=110.0), work(50, 0)], 0, 6),
+        ([work(6000, paused=1, paused_items=6000)], 0, 0),  # nothing to do until somebody resumes it
+        ([work(6600, envelopes=2, paused=1, paused_items=6000)], 0, 1),
     ],
 )
 def test_the_work_is_done_in_time(demand: list[Demand], messages: int, expected: int) -> None:

@@ -167,9 +167,9 @@ class Batcher:
         """The stepwise models of which the device may hold more requests than there are."""
         return self._feeder.work.with_room()
 
-    def give_back(self, group: Group) -> None:
-        """Interrupt the entries of a group that have no outcome yet, also those at the device."""
-        self._inbox.put(GiveBack(group))
+    def give_back(self, group: Group, *, begun: bool = True) -> None:
+        """Interrupt the entries of a group that have no outcome yet, unless not `begun` also those at the device."""
+        self._inbox.put(GiveBack(group, begun))
 
     @property
     def residence(self) -> Residence:

@@ -167,6 +167,10 @@ class Feeder:
             entry.finish(Cancelled())
 
     def _give_back(self, asked: GiveBack) -> None:
+        if not asked.begun:
+            for entry in self.work.take_unbegun(lambda entry: entry.group is asked.group):
+                entry.finish(Interrupted())
+            return
         _, stepping = self.work.take(lambda entry: entry.group is asked.group)
         if stepping:
             self._device.drop(stepping)

@@ -45,9 +45,13 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class GiveBack:
-    """Interrupt the entries of a group that have no outcome. The device's outputs for the others come too late."""
+    """Interrupt the entries of a group that have no outcome: also those that are `begun`, or only the others.
+
+    The device's outputs for interrupted entries come too late.
+    """
 
     group: Group
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,9 +148,13 @@ class JoiningRequests:
         """The models with stepping requests."""
         return {name for name, model in self._models.items() if model.stepping}
 
+    def take_unbegun(self, which: Callable[[Entry], bool]) -> list[Entry]:
+        """Remove and return the waiting entries for which `which` is true."""
+        return [entry for model in self._models.values() for entry in model.scheduler.take(which)]
+
     def take(self, which: Callable[[Entry], bool]) -> tuple[list[Entry], list[MicroBatch]]:
         """Remove and return the waiting entries for which `which` is true, and the batches of such entries alone."""
-        waiting = [entry for model in self._models.values() for entry in model.scheduler.take(which)]
+        waiting = self.take_unbegun(which)
         stepping = [
             batch
             for model in self._models.values()

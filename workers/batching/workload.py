@@ -85,6 +85,10 @@ class Workload:
         stepped = [entry for batch in stepping for entry in batch.entries]
         return [*entries, *waiting, *stepped], [batch.id for batch in stepping]
 
+    def take_unbegun(self, which: Callable[[Entry], bool]) -> list[Entry]:
+        """Remove and return the entries for which `which` is true and that the device does not have."""
+        return [*self._scheduler.take(which), *self._joining.take_unbegun(which)]
+
     def take_all(self) -> list[Entry]:
         """Remove and return everything: the device gets no more work."""
         running, staged = self._given.lost()

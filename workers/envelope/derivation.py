@@ -21,6 +21,7 @@ from results_store.store import Store
 from workers.envelope.input_limits import InputLimits
 from workers.envelope.inputs import carried, read
 from workers.envelope.preparation_turns import PreparationTurn
+from workers.envelope.reached_places import ReachedPlaces
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,11 +33,13 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 class Derivation:
     """Make the inputs of a job's items, for an envelope: call `gather` first, then `input` for each item.
 
-    `turn` is the envelope's turn to compute. It is given back during waits for the store or for an original.
+    `turn` is the envelope's turn to compute. It is given back during waits for the store or for an original. `reached`
+    knows the places of inputs that are away.
     """
 
     def __init__(self, store: Store, limits: InputLimits, job: str, turn: PreparationTurn | None = None) -> None:
         self.turn = turn or PreparationTurn()
+        self.reached = ReachedPlaces()
         self._store = store
         self._limits = limits
         self._job = job
@@ -81,7 +84,7 @@ class Derivation:
     def _prompt(self, value: DerivedInput) -> Input:
         key = value.of[0]
         original = self._original(key)
-        with self.turn.reading(original):
+        with self.turn.reading(original), self.reached.reading(original):
             original = carried(original, self._limits)
         if not isinstance(original, str):
             raise InvalidInput(_FIELD, f"is a prompt that needs a text, not {type(original).__name__}")
@@ -110,7 +113,7 @@ class Derivation:
 
         if self._image is None or self._image[0] != key:
             original = self._original(key)
-            with self.turn.reading(original):
+            with self.turn.reading(original), self.reached.reading(original):
                 content = read(original, self._limits)
             if not isinstance(content, bytes):
                 raise InvalidInput(_FIELD, "is a crop, but its original is not an image")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,7 +33,9 @@ from workers.envelope import outcomes
 from workers.envelope.derivation import Derivation
 from workers.envelope.gate import EnvelopeInterrupted, Gate
 from workers.envelope.portions import Portion, portions, reduced
+from workers.envelope.postponed_work import PostponedWork
 from workers.envelope.preparation import Preparation, PreparedItem
+from workers.retries import RetrySettings
 
 _UNKNOWN = Claimed(Claim.UNKNOWN)
 
@@ -59,6 +61,8 @@ class Execution(Preparation):
     writer: Writer
     urgent_writer: Writer
     gate: Gate
+    retries: RetrySettings = field(default_factory=RetrySettings)
+    paused: Callable[[], Collection[str]] = tuple
 
     def run(self, raw: object, *, reply: bool = False, on_submit: OnSubmit = _unheard) -> dict[str, Any]:
         """Run an envelope and return a summary once its results are committed; with `reply`, also the results.
@@ -71,21 +75,23 @@ class Execution(Preparation):
         """
         message = self.name(raw)
         claimed = self.claim(message)
-        if claimed.verdict in (Claim.DONE, Claim.HELD):
+        if claimed.verdict in (Claim.DONE, Claim.HELD, Claim.WAITING):
             return {"skipped": claimed.verdict.value}
+        later = PostponedWork(self.retries, claimed, self.paused())
         envelope, bad_items = self.decode(raw, message, claimed)
-        envelope = timed(envelope, claimed)
+        envelope = later.due(timed(envelope, claimed))
         results: list[Result] = []
+        refused = [*outcomes.malformed(envelope, bad_items), *later.refused]
         may_return = claimed.verdict is Claim.WORK and not claimed.alone
         with self.gate.passing(alone=claimed.alone):
-            for portion in self.divide(envelope, claimed, outcomes.malformed(envelope, bad_items)):
+            for portion in self.divide(envelope, claimed, refused):
                 inputs = self.fetch_inputs(portion.envelope)
                 items = self.prepare(portion.envelope, inputs)
                 items = self.batch(portion.envelope, items, inputs, partial(on_submit, may_return=may_return))
-                portion.results.extend(self.finish(portion.envelope, items, inputs.turn))
-                self.store(portion, claimed.verdict, items)
+                portion.results.extend(later.kept(self.finish(portion.envelope, items, inputs.turn)))
+                self.store(portion, claimed.verdict, items, later)
                 results += portion.results
-        return self.tell(envelope, claimed.verdict, results, reply=reply)
+        return self.tell(envelope, claimed.verdict, results, later.number, reply=reply)
 
     def name(self, raw: object) -> Named:
         """Return the envelope that the message names. Raises InvalidMessage."""
@@ -164,14 +170,16 @@ class Execution(Preparation):
                 items[n] = item
         return items
 
-    def store(self, portion: Portion, claim: Claim, items: Sequence[PreparedItem]) -> None:
-        """Commit the portion's results, and with the last portion the envelope's end.
+    def store(self, portion: Portion, claim: Claim, items: Sequence[PreparedItem], later: PostponedWork) -> None:
+        """Commit the portion's results, and with the last portion the envelope's end, or the work that comes later.
 
         Raises EnvelopeInterrupted if the worker did not finish the portion.
         """
         envelope = portion.envelope
         interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
-        ended = (envelope.id,) if portion.last and not interrupted else ()
+        last = portion.last and not interrupted
+        left = later.postponement() if last else None
+        ended = (envelope.id,) if last and left is None else ()
         # without results, not even the items of a cancelled envelope can be named
         dead = claim is Claim.DEAD or (claim is Claim.CANCELLED and not portion.results)
         urgent = envelope.priority is Priority.INTERACTIVE
@@ -184,6 +192,7 @@ class Execution(Preparation):
             dead=ended if dead else (),
             unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
             stepped=(envelope.id,) if envelope.pipeline else (),
+            postponed={envelope.id: left} if left else {},
             urgent=urgent,
         )
         writer = self._writer(urgent=urgent)
@@ -200,13 +209,14 @@ class Execution(Preparation):
         return self.urgent_writer if urgent else self.writer
 
     def tell(
-        self, envelope: Envelope, claim: Claim, results: Sequence[Result], *, reply: bool = False
+        self, envelope: Envelope, claim: Claim, results: Sequence[Result], postponed: int = 0, *, reply: bool = False
     ) -> dict[str, Any]:
         """Return the summary for Celery. The writer has already announced the commit to the producers."""
         summary: dict[str, Any] = {"items": len(envelope.items)}
         if claim is Claim.DEAD:
             return summary | {"dead": len(results)}
         summary |= Counter(row.state.value for row in results)
+        summary |= {"postponed": postponed} if postponed else {}
         return summary | {"results": [plain(row) for row in results]} if reply else summary
 
 

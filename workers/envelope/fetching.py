@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from producers.wire.errors import InputUnavailable, InvalidInput
-from producers.wire.outside.guarded_http import FAILURES, PORTS, NotPublicError, answer_of
+from producers.wire.outside.guarded_http import FAILURES, PORTS, NotPublicError, answer_of, is_momentary, retry_after_s
 from workers.envelope.input_limits import FIELD, InputLimits
 
 if TYPE_CHECKING:
     import httpcore2
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+
+#: The answers of a host that may answer otherwise later, beside those of 500 and more (RFC 9110, 8470 and 6585).
+_MOMENTARY = (408, 425, 429)
+
+#: The answers of a host that is busy, whatever it is asked for.
+_BUSY = (429, 503)
 
 #: The most characters of a failure's reason, which may quote the host's answer.
 _LONGEST_REASON = 200
@@ -45,9 +51,10 @@ def fetch(url: str, limits: InputLimits) -> bytes:
         except FAILURES as error:
             if time.monotonic() > until:
                 problem = f"takes longer than {limits.fetch_timeout_s:g} s to fetch"
-                raise InputUnavailable(FIELD, problem, "try again") from error
+                raise InputUnavailable(FIELD, problem, "try again", momentary=True, whole_place=True) from error
             reason = (str(error) or type(error).__name__)[:_LONGEST_REASON]
-            raise InputUnavailable(FIELD, f"cannot be fetched from {parts.hostname}: {reason}", "try again") from error
+            problem, momentary = f"cannot be fetched from {parts.hostname}: {reason}", is_momentary(error)
+            raise InputUnavailable(FIELD, problem, "try again", momentary=momentary, whole_place=momentary) from error
         except ValueError as error:  # of a name, an address or a redirect that is none
             raise InvalidInput(FIELD, f"is not a URL: {error}") from error
     raise InvalidInput(FIELD, f"redirects more than {limits.max_redirects} times", "send the final URL")
@@ -82,7 +89,14 @@ def _matches(scheme: str, named: str, allowed: str) -> bool:
 
 def _body(answer: httpcore2.Response, headers: dict[bytes, str], limits: InputLimits) -> bytes:
     if not 200 <= answer.status < 300:
-        raise InputUnavailable(FIELD, f"cannot be fetched: the host answers {answer.status}", "check the URL")
+        raise InputUnavailable(
+            FIELD,
+            f"cannot be fetched: the host answers {answer.status}",
+            "check the URL",
+            momentary=answer.status in _MOMENTARY or answer.status >= 500,
+            whole_place=answer.status in _BUSY,
+            retry_after_s=retry_after_s(headers),
+        )
     if headers.get(b"content-encoding", "identity") != "identity":
         raise InvalidInput(FIELD, "is compressed, though the worker did not request that", "send the bytes")
     length = headers.get(b"content-length", "0")

@@ -5,6 +5,7 @@ Inputs come from strangers. A path must lie under a root after all links are fol
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -41,6 +42,25 @@ Content: TypeAlias = (
     | JsonInput
     | SeedInput
     | TextAndImageInput
+)
+
+#: Errors of a file system that is away for a moment, such as a network's, or of a process with too many open files.
+_MOMENTARY = (
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENFILE,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
 )
 
 
@@ -101,7 +121,7 @@ def _read_path(path: str, limits: InputLimits) -> bytes:
         # non-blocking, because of named pipes; without following a link that was put there after the check
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise InputUnavailable(FIELD, f"cannot be read: {error.strerror}", "check the file at the worker") from error
+        raise _unreadable(error) from error
     try:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
@@ -109,10 +129,19 @@ def _read_path(path: str, limits: InputLimits) -> bytes:
         limits.check_size(state.st_size)
         with open(descriptor, "rb", closefd=False) as opened:
             content = opened.read(limits.max_input_bytes + 1)
+    except OSError as error:
+        raise _unreadable(error) from error
     finally:
         os.close(descriptor)
     limits.check_size(len(content))  # the file may have grown
     return content
+
+
+def _unreadable(error: OSError) -> InputUnavailable:
+    momentary = error.errno in _MOMENTARY
+    return InputUnavailable(
+        FIELD, f"cannot be read: {error.strerror}", "check the file at the worker", momentary=momentary
+    )
 
 
 def _resolved(path: str, limits: InputLimits) -> Path:
@@ -125,7 +154,9 @@ def _resolved(path: str, limits: InputLimits) -> Path:
         try:
             base = Path(root).resolve(strict=True)
             file = (base / path).resolve(strict=True)
-        except (OSError, RuntimeError, ValueError):  # missing, a cycle of links, or a NUL in the name
+        except (OSError, RuntimeError, ValueError) as error:  # missing, a cycle of links, or a NUL in the name
+            if isinstance(error, OSError) and error.errno in _MOMENTARY:
+                raise _unreadable(error) from error
             continue
         if file.is_relative_to(base):
             return file

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from producers.wire.catalogue import Task
-from producers.wire.errors import BlobsUnavailable, InvalidInput, without_text
+from producers.wire.errors import BlobsUnavailable, InputUnavailable, InvalidInput, without_text
 from producers.wire.messages import BadItem, Envelope, Item
 from producers.wire.result_files import ResultFiles
 from results_store.errors import InvalidRow
@@ -37,7 +37,12 @@ _FILES_AGAIN_S = (0.2, 1.0, 3.0)
 
 def described(error: InvalidInput) -> Error:
     """Return an input's error as it is stored in the row."""
-    return {"kind": type(error).__name__, "field": error.field, "message": str(error)}
+    told: Error = {"kind": type(error).__name__, "field": error.field, "message": str(error)}
+    if isinstance(error, InputUnavailable) and error.momentary:
+        told["momentary"] = True
+        if error.retry_after_s is not None:
+            told["retry_after_s"] = error.retry_after_s
+    return told
 
 
 def ended(envelope: Envelope, item: Item, state: ResultState, error: Error | None = None) -> list[Result]:
@@ -195,8 +200,7 @@ def storable(row: Result) -> Result:
 def _without_files(row: Result, files: ResultFiles | None) -> Result:
     """Store the files of a row's output before the row is stored, and replace them by references.
 
-    If the storage is away, the call tries again for a few seconds. Then the result fails; `argosy replay` computes it
-    again.
+    If the storage is away, the call tries again for a few seconds. Then the result fails, and is computed again later.
     """
     if row.state is not ResultState.SUCCEEDED:
         return row
@@ -213,7 +217,7 @@ def _without_files(row: Result, files: ResultFiles | None) -> Result:
                     row.task,
                     error,
                 )
-                detail = {"kind": "BlobsUnavailable", "message": str(error)}
+                detail = {"kind": "BlobsUnavailable", "message": str(error), "momentary": True}
                 return replace(row, state=ResultState.FAILED, output=None, error=detail)
             time.sleep(wait_s)
     raise AssertionError("the last try returns")

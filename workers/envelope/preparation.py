@@ -144,7 +144,7 @@ class Preparation:
             if not params:
                 return PreparedItem(item, _refusals(envelope, item, refused))
             served = offer.models[served_explainers.way(offer.models, envelope.model, params.values())]
-            content = self._read(offer, next(iter(params)), derivation.input(item.input), derivation.turn)
+            content = self._read(offer, next(iter(params)), derivation.input(item.input), derivation)
             if isinstance(content, JsonInput):
                 content = _typed(content, served.model)
             return _Ready(item, served, content, params, refused)
@@ -202,9 +202,9 @@ class Preparation:
             entry.on_text = self.streams.teller(envelope.job, ready.item.seq)
         return PreparedItem(ready.item, results, entry, params, ready.served)
 
-    def _read(self, offer: OfferedVersions, task: Task, value: Input, turn: PreparationTurn) -> Content:
+    def _read(self, offer: OfferedVersions, task: Task, value: Input, derivation: Derivation) -> Content:
         """Return the content of an input, checked for the task. The turn is given back during waits."""
-        with turn.reading(value):
+        with derivation.turn.reading(value), derivation.reached.reading(value):
             given = carried(value, self.limits)
             return read(offer.catalogue.check_input(task, given, field="input"), self.limits)
 

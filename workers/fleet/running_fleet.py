@@ -43,6 +43,7 @@ def examine(where: Connection) -> list[Finding]:
             "work": partial(_stuck, publisher, store),
             "jobs": partial(_unowed, store),
             "envelopes": partial(_running_alone, store),
+            "pauses": partial(paused, store),
             "dead letters": partial(_dead, store),
             "clock": partial(_clocks, publisher, store),
         }
@@ -145,6 +146,14 @@ def _running_alone(store: Store) -> Iterator[Finding]:
         found = f"{number} run alone, for instance one of job {job}: workers died under them without an error"
         remedy = "look for the cause in the logs of the workers and of the kernel; an item at fault fails as WorkerLost"
         yield Finding("envelopes", False, found, remedy)
+
+
+def paused(store: Store) -> Iterator[Finding]:
+    """Name what an operator has paused: no problem, but the reason for which work waits."""
+    for one in store.pauses.every():
+        age = _age(store.now() - one.paused_at)
+        remedy = f"`argosy resume {one.kind} {one.name or repr('')}` ends it"
+        yield Finding("pause", True, f"{one}, for {age}; {one.waiting} envelopes wait: {remedy}")
 
 
 def _dead(store: Store) -> Iterator[Finding]:

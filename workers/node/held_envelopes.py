@@ -30,7 +30,7 @@ LATEST = 0.1
 
 @dataclass(slots=True, eq=False)
 class HeldEnvelope:
-    """An envelope that runs here. `group` are its items at the batcher; None before that.
+    """An envelope that runs here. `group` are its items at the batcher, and `envelope` has them; None before that.
 
     Only an envelope that `may_return` can be given back. It was `returned` so many times before.
     """
@@ -40,6 +40,7 @@ class HeldEnvelope:
     returned: int = 0
     model: str = ""
     priority: int = 0
+    envelope: Envelope | None = None
     group: Group | None = None
     may_return: bool = False
 
@@ -99,6 +100,7 @@ class HeldEnvelopes:
         """Note that an envelope's items are at the batcher."""
         urgent = envelope.priority is Priority.INTERACTIVE
         held.model, held.priority = envelope.model, int(envelope.priority)
+        held.envelope = envelope
         held.may_return = may_return
         held.group = group
         if not urgent:
@@ -119,14 +121,15 @@ class HeldEnvelopes:
             seconds = self.crowded_s()
             self._crowded = (seconds, time.monotonic() if len(self._held) >= CROWD else None)
 
-    def give_back(self, held: HeldEnvelope, batcher: Batcher) -> None:
+    def give_back(self, held: HeldEnvelope, batcher: Batcher, *, begun: bool = True) -> None:
         """Let an envelope return to its queue at once: its device may be slow, or may have stalled.
 
-        Its computed results are stored, its lease is given up, and the attempt does not count.
+        Its computed results are stored, its lease is given up, and the attempt does not count. Unless `begun` items
+        return, too, the envelope waits for their batches.
         """
         assert held.group is not None, "it is at the batcher"
         held.may_return = False
-        batcher.give_back(held.group)
+        batcher.give_back(held.group, begun=begun)
 
     def wait_until_none(self, timeout_s: float) -> None:
         """Wait until no envelope is held, or until the timeout."""

@@ -51,6 +51,8 @@ from workers.node.follow_up_envelopes import MARK_EVERY_S, FollowUpPublisher
 from workers.node.held_envelopes import HeldEnvelopes
 from workers.node.intake import SharedIntake
 from workers.node.lanes import LOOK_EVERY_S, Lanes
+from workers.node.paused_work import LOOK_EVERY_S as PAUSES_EVERY_S
+from workers.node.paused_work import PausedWork
 from workers.node.peers import EXCHANGE_EVERY_S, Peers
 from workers.node.periodic_duties import PeriodicDuties
 from workers.node.presence import TELL_EVERY_S, NodeState
@@ -108,6 +110,7 @@ class Node:
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
+        self._paused = PausedWork(self._store, self._held)
         self._gate = Gate()
         self._turns = ThreadTurns()
         self._following = FollowUpPublisher(self._store, self._publisher)
@@ -152,6 +155,7 @@ class Node:
         if self._reads_files():
             self.decoders.start()  # they import their readers during the next steps
         self.lanes.look()
+        self._paused.look_first()
         for writer in self._writers:
             writer.start()
             self.watchdog.watch_loop(writer.loop)
@@ -338,6 +342,8 @@ class Node:
             files=self._files,
             calls=ClassCalls(self.settings.worker.batch_timeout_s),
             decoders=self.decoders,
+            retries=self.settings.retry,
+            paused=lambda: self._paused.subjects,
         )
 
     def _new_reloads(
@@ -370,6 +376,7 @@ class Node:
             "leases": (worker.lease_s / 3, self._held.renew_leases),
             "cancellations": (worker.look_for_cancellations_every_s, lambda: self._held.drop_cancelled(batcher)),
             "tenants": (LOOK_EVERY_S, self.lanes.look),
+            "pauses": (PAUSES_EVERY_S, lambda: self._paused.look(batcher)),
             "reloads": (RELOADS_EVERY_S, reloads.look),
             "presence": (TELL_EVERY_S, self._tell),
             "sharing": (EXCHANGE_EVERY_S, self._share),

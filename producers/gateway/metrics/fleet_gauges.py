@@ -74,7 +74,7 @@ def _of_store(store: StoreLook, broker: BrokerLook | None, costs: Mapping[str, f
 
     def work_s(found: list[Demand]) -> float | None:
         known = all(one.model in costs for one in found)
-        return sum(one.items * costs[one.model] for one in found) if known else None
+        return sum((one.items - one.paused_items) * costs[one.model] for one in found) if known else None
 
     def due_s(found: list[Demand]) -> float | None:
         return min((one.due_at - store.at for one in found if one.due_at is not None), default=None)
@@ -93,6 +93,12 @@ def _of_store(store: StoreLook, broker: BrokerLook | None, costs: Mapping[str, f
     yield family("argosy_reconciled_envelopes", about, lambda found: sum(one.republished for one in found))
     about = "Deaths of workers under envelopes that are unfinished."
     yield family("argosy_envelope_worker_deaths", about, lambda found: sum(one.deaths for one in found))
+    about = "Envelopes of which results are tried again later."
+    yield family("argosy_postponed_envelopes", about, lambda found: sum(one.postponed for one in found))
+    about = "Envelopes that wait for the end of a pause."
+    yield family("argosy_paused_envelopes", about, lambda found: sum(one.paused for one in found))
+    about = "A model, task or tenant that is paused."
+    yield _labelled("argosy_paused", about, ("kind", "name"), {(one.kind, one.name): 1.0 for one in store.pauses})
     yield _plain("argosy_dead_letters", "Envelopes that were given up.", store.dead)
     about = "Device time of an item, in recent batches."
     yield _labelled("argosy_item_cost_seconds", about, ("model",), {(model,): cost for model, cost in costs.items()})

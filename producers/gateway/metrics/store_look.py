@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from results_store.records import Batch
+from results_store.records import Batch, Pause
 from results_store.sql.monitoring.fleet_figures import Demand, FailureTally, ItemTimes
 from results_store.store import Store
 
@@ -37,6 +37,7 @@ class StoreLook:
     at: float
     demand: Sequence[Demand]
     dead: int
+    pauses: Sequence[Pause] = ()
     lanes: frozenset[int]
     batches: Sequence[Batch]
     traced: Sequence[Batch] = ()
@@ -57,6 +58,7 @@ def look_at_store(store: Store, last: LastLook | None) -> StoreLook:
         at=at,
         demand=demand,
         dead=store.figures.dead_letters(),
+        pauses=store.pauses.every(),
         lanes=frozenset(tenant.lane for tenant in store.tenants.every()),
         batches=batches,
         traced=traced,

@@ -47,11 +47,12 @@ def wanted_workers(
     messages: int = 0,
     within_s: Mapping[Priority, float] = WITHIN_S,
 ) -> Wanted:
-    """Return the number of workers for the unfinished work `at` the store's time.
+    """Return the number of workers for the unfinished work `at` the store's time, without paused work.
 
     `costs` are the seconds of a device for an item of each model. `messages` wait beside the store's envelopes: there
     is no telling how long they take, so they want a worker, and no more.
     """
+    demand = [one for one in demand if one.envelopes > one.paused]
     seconds = sum(_seconds(one, costs) for one in demand)
     unmeasured = tuple(sorted({one.model for one in demand if one.model not in costs}))
     needs = [*_by_priority(demand, costs, within_s), *_by_deadline(demand, costs, at)]
@@ -96,7 +97,7 @@ def _share_before(other: Demand, line: Demand) -> float:
 
 
 def _seconds(line: Demand, costs: Mapping[str, float]) -> float:
-    return line.items * costs.get(line.model, 0.0)
+    return (line.items - line.paused_items) * costs.get(line.model, 0.0)
 
 
 def _class_of(priority: int) -> Priority:

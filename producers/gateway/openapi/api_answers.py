@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from producers.gateway.openapi.schema_of import object_of, schema_of
-from results_store.records import Batch, Depth, JobStatus, Result
+from results_store.records import Batch, Depth, JobStatus, Pause, Result
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -43,7 +43,7 @@ JOBS = object_of({"jobs": _list(JOB), "next": _or_null(_TEXT)})
 
 RESULT = object_of(_row(Result, "vector"))
 RESULTS = object_of({"results": _list(RESULT)})
-ITEM = object_of({"id": _TEXT, "done": {"type": "boolean"}, "results": _list(RESULT)})
+ITEM = object_of({"id": _TEXT, "done": {"type": "boolean"}, "results": _list(RESULT)}, {"paused": _TEXT})
 
 KEPT_ITEM = object_of(
     {"seq": _COUNT, "key": _or_null(_TEXT), "input": object_of({"form": _TEXT}), "results": _list(RESULT)}
@@ -51,7 +51,7 @@ KEPT_ITEM = object_of(
 KEPT_ITEMS = object_of({"items": _list(KEPT_ITEM), "next": _or_null(_COUNT)})
 
 #: The models that a job waits for.
-WAITING = object_of({"models": _list(_TEXT), "unserved": _or_null(_TEXT)})
+WAITING = object_of({"models": _list(_TEXT), "unserved": _or_null(_TEXT), "paused": _or_null(_TEXT)})
 
 CALLER = object_of({"tenant": _TEXT, "operator": {"type": "boolean"}, "keys": {"type": "boolean"}})
 TASK = object_of(dict.fromkeys(("name", "kind", "model", "input", "summary"), _TEXT) | {"params": _OBJECT})
@@ -65,7 +65,8 @@ LETTER = object_of(
 DEAD = object_of({"dead": _list(LETTER)}, {"refused": _or_null(_list(_OBJECT))})
 REPLAYED = object_of({"envelopes": _COUNT, "results": _COUNT})
 FLEET = object_of({"at": _TIME, "depth": _list(object_of(_row(Depth))), "batches": _list(object_of(_row(Batch)))})
+PAUSES = object_of({"pauses": _list(object_of(_row(Pause)))})
 ACTIVITY = object_of(
     {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}
-    | {name: _list(_OBJECT) for name in ("queue", "models", "devices", "recent")}
+    | {name: _list(_OBJECT) for name in ("queue", "models", "devices", "recent", "pauses")}
 )

@@ -57,11 +57,12 @@ async def waiting(job: str, gateway: Here, caller: Who) -> Response:
     """Return the models that unfinished items of a job wait for.
 
     `unserved` is a sentence if no live worker serves some of them; it is null otherwise, and if the broker does not
-    answer.
+    answer. `paused` is a sentence if an operator has paused something that the job waits for, else null.
     """
     await gateway.job(job, caller)
     models = await gateway.client.ask(lambda store: store.unfinished_models(job))
-    return Json({"models": models, "unserved": await gateway.activity.unserved(models) if models else None})
+    unserved = await gateway.activity.unserved(models) if models else None
+    return Json({"models": models, "unserved": unserved, "paused": await gateway.paused(job)})
 
 
 @router.get("/jobs/{job}/items", responses=answer_of(api_answers.KEPT_ITEMS))

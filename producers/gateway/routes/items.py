@@ -56,7 +56,8 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
     )
     gateway.keep(handle)
     rows = await while_there(request, _arrived(gateway, handle, body.wait_s))
-    return _answer(f"{handle.job}.{handle.seq}.{len(handle.tasks)}", rows, len(handle.tasks))
+    id_, expected = f"{handle.job}.{handle.seq}.{len(handle.tasks)}", len(handle.tasks)
+    return _answer(id_, rows, expected, await _paused(gateway, handle.job, rows, expected))
 
 
 @router.get("/{item}", responses=_ANSWERS)
@@ -70,7 +71,7 @@ async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_
         rows = await while_there(request, _stored(gateway, job, seq, expected, wait_s))
     if not rows and handle is None and not await _plausible(gateway, job, seq):
         raise UnknownJob(f"no item {item!r}")
-    return _answer(item, rows, expected)
+    return _answer(item, rows, expected, await _paused(gateway, job, rows, expected))
 
 
 @router.delete("/{item}", responses=_ANSWERS)
@@ -132,7 +133,12 @@ async def _plausible(gateway: Gateway, job: str, seq: int) -> bool:
     return seq < max(status.items, 1) or not status.finished
 
 
-def _answer(id_: str, rows: Sequence[Result], expected: int) -> Response:
-    view: dict[str, Any] = item_view(id_, rows, expected)
+async def _paused(gateway: Gateway, job: str, rows: Sequence[Result], expected: int) -> str | None:
+    """Return a sentence if an operator has paused something that the item waits for."""
+    return None if len(rows) >= expected else await gateway.paused(job)
+
+
+def _answer(id_: str, rows: Sequence[Result], expected: int, paused: str | None = None) -> Response:
+    view: dict[str, Any] = item_view(id_, rows, expected) | ({"paused": paused} if paused else {})
     status, where = (200 if view["done"] else 202), f"/api/items/{id_}"
     return Json(view, status, {"Location": where} if status == 202 else {})

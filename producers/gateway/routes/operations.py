@@ -13,8 +13,7 @@ from starlette.responses import Response
 
 from producers.gateway import problems
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who
-from producers.gateway.keys import Caller
+from producers.gateway.gateway import Gateway, Here, Who, operators_only
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem, problem
@@ -126,7 +125,7 @@ async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
 @router.get("/api/fleet", responses=answer_of(api_answers.FLEET))
 async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
     """Return the queued work by model and priority, and the newest micro-batches. For operators."""
-    _operators_only(caller)
+    operators_only(caller)
     depth = await gateway.client.ask(lambda store: store.depth())
     ran = await gateway.client.ask(lambda store: store.flight.recent(limit=batches))
     return Json({"at": time.time(), "depth": [asdict(one) for one in depth], "batches": [asdict(one) for one in ran]})
@@ -138,7 +137,7 @@ async def activity(gateway: Here, caller: Who) -> Response:
 
     For operators.
     """
-    _operators_only(caller)
+    operators_only(caller)
     return Json(await gateway.activity.now())
 
 
@@ -147,11 +146,6 @@ async def _refused(gateway: Gateway, limit: int) -> list[dict[str, Any]] | None:
         return [msgspec.structs.asdict(message) for message in await gateway.client.refused_messages(limit)]
     except ArgosyError:  # the store's part of the answer is known; `/readyz` and the callers' own items tell the cause
         return None
-
-
-def _operators_only(caller: Caller) -> None:
-    if not caller.operator:
-        raise Problem(403, "Forbidden", "only operators may use this route", remedy="use an operator's key")
 
 
 def _task(task: Task) -> dict[str, Any]:

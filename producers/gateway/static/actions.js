@@ -52,3 +52,27 @@ export function replayButton(text, kind = null, after = () => {}) {
     },
   };
 }
+
+/** A button that pauses a model. `after` is called with all pauses. */
+export function pauseButton(name, after = () => {}) {
+  const node = el("button", { type: "button", class: "small", click: () => doing(node, pause) }, "Pause");
+  call(node, `Pause model ${name}`);
+  async function pause() {
+    const text = "Nothing of it starts until it is resumed; batches that run end. Submissions are accepted and wait, deadlines go on.";
+    if (!(await sure(`Pause model ${name}?`, text, "Pause"))) return;
+    after((await post("/api/pause", { kind: "model", name })).pauses);
+    report(`model ${name} is paused`);
+  }
+  return node;
+}
+
+/** A button that resumes what is paused. */
+export function resumeButton({ kind, name }, after = () => {}) {
+  const node = el("button", { type: "button", class: "small", click: () => doing(node, resume) }, "Resume");
+  call(node, `Resume ${kind} ${name}`);
+  async function resume() {
+    after((await post("/api/resume", { kind, name })).pauses);
+    report(`${kind} ${name} goes on`);
+  }
+  return node;
+}

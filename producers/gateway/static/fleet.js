@@ -1,5 +1,6 @@
 // The fleet, for operators: workers, queued work, device utilisation, and recent batches.
 
+import { pauseButton, resumeButton } from "./actions.js";
 import { get, now, poll } from "./api.js";
 import { bar, histogram, spark } from "./charts.js";
 import { Rows, cell, el, say, tableOf } from "./dom.js";
@@ -123,7 +124,8 @@ function filled(sizes) {
 }
 
 export function fleet(root, { signal }) {
-  const parts = [workerTable(), waitingTable(), deviceTable(), shapes(), recentTable()];
+  const pauses = pauseTable();
+  const parts = [workerTable(), pauses, waitingTable(pauses.show), deviceTable(), shapes(), recentTable()];
   root.append(el("h1", { tabindex: -1, class: "unseen" }, "Fleet"), ...parts.map((part) => part.node));
   poll(async () => {
     const found = await activity(signal);
@@ -159,15 +161,30 @@ function served(models) {
   return Object.entries(models).map(([name, model]) => `${name}: ${said(model)}`).join("; ");
 }
 
-function waitingTable() {
+/** What is paused; hidden if nothing is. */
+function pauseTable() {
+  const names = ["Paused", "Reason", "Since", "Envelopes"];
+  const table = tableOf("Paused", [...names, "Action"], (one) => `${one.kind} ${one.name}`, (first) => {
+    const { cells, set } = texts(names, 2);
+    const node = el("tr", {}, cells, cell("Action", {}, resumeButton(first, show)));
+    return { node, update: (one) => set([`${one.kind} ${one.name || "''"}`, one.reason, ago(one.paused_at, now()), count(one.waiting)]) };
+  }, "");
+  function show(pauses) {
+    table.node.hidden = pauses.length === 0;
+    table.show(pauses, "nothing of it starts");
+  }
+  return { node: table.node, show, update: ({ pauses }) => show(pauses ?? []) };
+}
+
+function waitingTable(paused) {
   const names = ["Model", "Priority", "Items", "Envelopes", "Oldest", "Work"];
-  const table = tableOf("Waiting", names, (line) => `${line.model} ${line.priority}`, () => {
+  const table = tableOf("Waiting", [...names, "Action"], (line) => `${line.model} ${line.priority}`, (first) => {
     const { cells, set } = texts(names, 2);
     const update = (line) => {
       set([line.model, String(line.priority), count(line.items), count(line.envelopes), duration(line.oldest_s), line.served === false ? "no worker serves it" : line.seconds === null ? "–" : `about ${duration(line.seconds)}`]);
       cells.at(-1).classList.toggle("bad", line.served === false);
     };
-    return { node: el("tr", {}, cells), update };
+    return { node: el("tr", {}, cells, cell("Action", {}, pauseButton(first.model, paused))), update };
   }, "Nothing waits.");
   const remedy = el("p", { class: "bad remedy", role: "status", hidden: true });
   table.node.append(remedy);

@@ -21,6 +21,7 @@ export function job(root, { id, signal, caller }) {
   const badge = el("span", { class: "badge" });
   const stalled = el("span", { class: "warn", role: "status" });
   const unserved = el("p", { class: "bad", role: "status" });
+  const paused = el("p", { class: "warn", role: "status" });
   const facts = el("dl", { class: "facts" });
   const bar = progress();
   const counts = legend();
@@ -56,6 +57,7 @@ export function job(root, { id, signal, caller }) {
   async function waiting() {
     const found = known?.finished ? null : await get(`/api/jobs/${encodeURIComponent(id)}/waiting`, { signal });
     say(unserved, sentence(found?.unserved ?? ""));
+    say(paused, sentence(found?.paused ?? ""));
   }
 
   async function start() {
@@ -68,6 +70,7 @@ export function job(root, { id, signal, caller }) {
     el("p", { class: "crumbs" }, el("a", { href: "#/jobs" }, "Jobs"), " / ", el("code", {}, id)),
     el("div", { class: "title" }, title, badge, stalled, el("div", { class: "aside" }, replay.node, cancel.node)),
     unserved,
+    paused,
     el("div", { class: "card" }, bar.node, counts.node, facts),
     items.node,
   );

@@ -13,7 +13,8 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias
 from urllib.parse import SplitResult, quote
@@ -35,6 +36,9 @@ FAILURES = (
     OSError,
 )
 
+#: Failures of a name's look-up that pass: the name server does not answer now.
+_LOOK_UP_AGAIN = (socket.EAI_AGAIN,)
+
 #: The well-known prefix by which IPv6 reaches IPv4 (RFC 6052). Such an address is judged as the IPv4 address in it.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
@@ -42,6 +46,38 @@ _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 
 class NotPublicError(Exception):
     """An address of the host is not public."""
+
+
+def is_momentary(error: BaseException | None) -> bool:
+    """Return whether one of `FAILURES` may pass by itself.
+
+    A name that does not exist does not pass, nor a certificate that is not valid.
+    """
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return error.errno in _LOOK_UP_AGAIN
+        if isinstance(
+            error, ssl.SSLCertVerificationError | httpcore2.UnsupportedProtocol | httpcore2.LocalProtocolError
+        ):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
+
+
+def retry_after_s(headers: Mapping[bytes, str]) -> float | None:
+    """Return the seconds that an answer's ``Retry-After`` asks to wait (RFC 9110, section 10.2.3), or None.
+
+    `headers` have lower-case names. A date counts from the answer's own ``Date``, if it has one: clocks differ.
+    """
+    value = headers.get(b"retry-after", "").strip()
+    if value.isdecimal() and value.isascii():
+        return float(value[:9])
+    with suppress(ValueError, TypeError, OverflowError):
+        then = parsedate_to_datetime(value).timestamp()
+        date = headers.get(b"date")
+        now = parsedate_to_datetime(date).timestamp() if date else time.time()
+        return max(0.0, then - now)
+    return None
 
 
 @contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import RowMapping, and_, case, func, select
+from sqlalchemy import RowMapping, and_, case, func, or_, select
 
 from results_store.records import Result
 from results_store.sql.chunks import stored_results
 from results_store.sql.columns import among, clock
 from results_store.sql.database import Database
 from results_store.sql.schema import DEAD, FAILED, UNFINISHED, envelopes, jobs, results
+from results_store.sql.waiting.postponing import IS_PAUSED, IS_POSTPONED
 
 #: The upper bounds of the classes of deadlines, in seconds from now. The first holds the deadlines that are over.
 DUE_WITHIN_S = (0.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14400.0, 86400.0)
@@ -30,6 +31,7 @@ class Demand:
     They were created between `oldest_at` and `newest_at`; `due_at` is the earliest deadline, None without deadlines.
     Workers hold `held` of them; `unclaimed_since` is the creation of the oldest other envelope, if there is one.
     `retried` were claimed more than once, `republished` returned to the outbox, and `deaths` of workers hit them.
+    `paused` wait for the end of a pause, with `paused_items`, and `postponed` for their time: they are not unclaimed.
     """
 
     model: str
@@ -44,6 +46,9 @@ class Demand:
     retried: int
     republished: int
     deaths: int
+    paused: int = 0
+    paused_items: int = 0
+    postponed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +93,13 @@ class FleetFigures:
             func.max(row.created_at).label("newest_at"),
             func.min(row.deadline_at).label("due_at"),
             func.count(case((held, 1))).label("held"),
-            func.min(case((held, None), else_=row.created_at)).label("unclaimed_since"),
+            func.min(case((or_(held, IS_PAUSED, IS_POSTPONED), None), else_=row.created_at)).label("unclaimed_since"),
             func.count(case((row.attempts > 1, 1))).label("retried"),
             func.count(case((row.accepted_at != row.created_at, 1))).label("republished"),
             func.sum(row.deaths).label("deaths"),
+            func.count(case((IS_PAUSED, 1))).label("paused"),
+            func.sum(case((IS_PAUSED, row["items"]), else_=0)).label("paused_items"),
+            func.count(case((IS_POSTPONED, 1))).label("postponed"),
         )
         with self._database.read() as connection:
             now = float(connection.execute(select(clock())).scalar_one())
@@ -144,4 +152,5 @@ def _times(row: Result, priority: int) -> ItemTimes | None:
 
 def _demand(line: RowMapping) -> Demand:
     fields = {name: value for name, value in line.items() if name != "due"}
-    return Demand(**{**fields, "items": int(line["items"]), "deaths": int(line["deaths"])})  # sums may be decimals
+    sums = {name: int(line[name]) for name in ("items", "deaths", "paused_items")}  # they may be decimals
+    return Demand(**{**fields, **sums})
