@@ -15,6 +15,9 @@ The order of decisions:
    `RIDERS_FIXED_SHARE` of it. Beyond that point they would gain nothing, and the leader would wait for them.
 5. Items whose content is already in the batch join it, however urgent: they share its row and cost nothing.
 
+If the leader is a block, the batch is the largest of its rows, as many as fit by the same limits, and the other rows
+wait as they did: a block keeps the device for a single batch at a time. Neither companions nor riders join.
+
 The cost of a batch is padded: rows times the largest row. It stays within the budget. The predicted time stays within a
 `stages`-th of the tightest promise to a more urgent priority that was seen lately, but need not be shorter than the
 time at which the fixed part is `MOST_FIXED_SHARE`. The batch ends before the deadline of each of its items, as far as
@@ -66,7 +69,7 @@ class Decision(Generic[T]):
     """A decision: the items of the next batch, leader first, the late items, and the meaning of the batch for turns.
 
     `full` says that no further row would fit. `real` is the cost of the rows without padding. `predicted_s` is None
-    while too little is known.
+    while too little is known. If the leader is a block, `rows_of_block` of its rows are the batch; 0 otherwise.
     """
 
     batch: tuple[Ticket[T], ...] = ()
@@ -76,6 +79,7 @@ class Decision(Generic[T]):
     predicted_s: float | None = None
     full: bool = False
     charge: Charge | None = None
+    rows_of_block: int = 0
 
 
 def next_batch(moment: Moment[T]) -> Decision[T]:
@@ -89,11 +93,12 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
     priority = _leading(moment.turns, oldest, shares)
     tenant = moment.turns.next_tenant(priority, oldest[priority])
     batch = Forming(moment, oldest[priority][tenant], gone)
-    for lane in _companions(moment, batch.leader):
-        batch.gather(lane)
-    for lane in _riders(moment.pool, batch.leader):
-        batch.fill(lane)
-    batch.add_twins()
+    if not batch.rows_of_block:
+        for lane in _companions(moment, batch.leader):
+            batch.gather(lane)
+        for lane in _riders(moment.pool, batch.leader):
+            batch.fill(lane)
+        batch.add_twins()
     return Decision(
         tuple(batch.tickets),
         expired,
@@ -102,6 +107,7 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
         batch.predicted_s,
         batch.full,
         Charge(priority, tenant, shares, batch.parts()),
+        batch.rows_of_block,
     )
 
 
@@ -109,14 +115,14 @@ def _late(moment: Moment[T]) -> Iterator[Ticket[T]]:
     """Yield the items that would miss their deadline even in a batch of their own."""
     largest: dict[str, int] = {}
     for (model, _, _), lane in moment.pool.lanes.items():
-        largest[model] = max(largest.get(model, 1), lane.by_size[-1][0])
+        largest[model] = max(largest.get(model, 1), lane.widest)
     longest = [
         moment.begins_at(model) + 2 * (moment.costs.seconds(model, BatchShape(cost, 1, 1)) or 0.0)
         for model, cost in largest.items()
     ]
     for ticket in moment.pool.due(max(longest, default=moment.starts_at)):
         waiting = ticket.waiting
-        alone_s = moment.costs.seconds(waiting.model, BatchShape(waiting.cost, 1, waiting.heads)) or 0.0
+        alone_s = moment.costs.seconds(waiting.model, BatchShape(waiting.widest, 1, waiting.row_heads)) or 0.0
         if waiting.deadline_at is not None and waiting.deadline_at <= moment.begins_at(waiting.model) + alone_s:
             yield ticket
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from workers.batching.planning.cost_model import BatchShape, Parts
 from workers.batching.planning.policy import Moment
 from workers.batching.planning.tenant_turns import Party
@@ -22,7 +24,10 @@ PROMISE_LASTS_S = 30.0
 
 
 class Forming(Generic[T]):
-    """Begins with the leader, whatever its cost. `gone` are the numbers of items that are no longer available."""
+    """Begins with the leader, whatever its cost. `gone` are the numbers of items that are no longer available.
+
+    A leader that is a block gives `rows_of_block` of its rows, the largest, as many as fit; it has no companions.
+    """
 
     def __init__(self, moment: Moment[T], leader: Ticket[T], gone: set[int]) -> None:
         self.leader = leader.waiting
@@ -36,9 +41,32 @@ class Forming(Generic[T]):
         self._contents: set[bytes] = set()
         self._chosen: set[int] = set()
         self.real = self._rows = self._widest = self._heads = 0
-        self._put(leader)
+        self.rows_of_block = 0
+        if self.leader.sizes is None:
+            self._put(leader)
+        else:
+            self._begin_with_block(leader)
 
     # --- adding items ---
+
+    def _begin_with_block(self, leader: Ticket[T]) -> None:
+        waiting = self.leader
+        assert waiting.sizes is not None, "it is a block"
+        widest = waiting.widest
+        most = max(1, min(self._budget.rows, self._budget.cost // max(1, widest)))
+        real = np.cumsum(waiting.sizes[:most])
+        fitting = real >= self._moment.policy.least_real_share * widest * np.arange(1, len(real) + 1)
+        rows = int(np.count_nonzero(fitting))  # the rows come by size, so that the share only falls
+        if self._parts is not None and self._limit_s < float("inf"):
+            fixed_s, cost_s, row_s, head_s = self._parts
+            each_s = cost_s * widest + row_s + head_s * waiting.row_heads
+            rows = min(rows, int((self._limit_s - fixed_s) / each_s) if each_s > 0 else rows)
+        self.rows_of_block = self._rows = rows = max(1, rows)
+        self.tickets.append(leader)
+        self._chosen.add(leader.number)
+        self._heads = rows * waiting.row_heads
+        self._widest = widest
+        self.real = int(real[rows - 1])
 
     def gather(self, lane: Lane[T]) -> None:
         """Add the items nearest in size to the leader, nearest first, as long as they fit."""
@@ -143,7 +171,13 @@ class Forming(Generic[T]):
 
     @property
     def full(self) -> bool:
-        """Whether no further row like the largest would fit."""
+        """Whether no further row like the largest would fit. A block's batch is full while the block has more rows."""
+        if self.rows_of_block:
+            return self.rows_of_block < self.leader.rows or self._no_room
+        return self._no_room
+
+    @property
+    def _no_room(self) -> bool:
         rows = self._rows + 1
         padded = rows * self._widest
         over = rows > self._budget.rows or padded > self._budget.cost

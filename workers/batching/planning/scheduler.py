@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.decision import next_batch
@@ -81,7 +81,7 @@ class Scheduler(Generic[T]):
     def amounts(self) -> list[tuple[str, int, Amount]]:
         """Return the waiting work by model and priority, each several times for several tenants. For any thread."""
         lanes = list(self._pool.lanes.items())
-        return [(key[0], key[1], Amount(lane.cost, len(lane.tickets), lane.heads)) for key, lane in lanes]
+        return [(key[0], key[1], Amount(lane.cost, lane.rows, lane.heads)) for key, lane in lanes]
 
     @property
     def most_urgent(self) -> int | None:
@@ -129,7 +129,17 @@ class Scheduler(Generic[T]):
         self._pool.remove(decision.batch)
         self.turns.lead(decision.charge, decision.predicted_s or 0.0)
         items = [ticket.item for ticket in decision.batch]
+        if decision.rows_of_block:
+            items = [self._cut(items[0], decision.rows_of_block)]
         return Next(Chosen(items, decision.shape, decision.real, decision.predicted_s, decision.charge), expired)
+
+    def _cut(self, block: Any, rows: int) -> Any:
+        """Return the first rows of a block, a `BlockEntry` of the batcher's; the others wait on in its place."""
+        if rows == block.waiting.rows:
+            return block
+        first = block.cut(rows)
+        self._pool.put_back([(block.waiting, block)])
+        return first
 
     def ran(self, chosen: Chosen[T], model: str, shape: BatchShape | None, seconds: float) -> None:
         """Learn from a batch that ran. Without a shape, only its turns are booked."""

@@ -1,0 +1,60 @@
+"""The tokens of many texts as two arrays: the ids one after another, and the place at which each row begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from workers.models.interface.text_block import ALONE, TextBlock
+
+if TYPE_CHECKING:
+    from workers.models.huggingface.tokenizing import Tokenizing
+    from workers.models.interface.model import Array
+
+
+class TokenRows(NamedTuple):
+    """The ids of all rows, int32 `(tokens,)`; where each begins, int64 `(rows + 1,)`: the last is the end of all."""
+
+    ids: Array
+    begins: Array
+
+
+def tokenised(tokenizing: Tokenizing, texts: Sequence[str], max_tokens: int, *, cut: bool) -> TextBlock:
+    """Return the block of texts; equal texts share a row. Raises like the tokenizer if a text is at fault.
+
+    A text without a token of its own is left alone, and so is a text over `max_tokens`, unless it is to be `cut`.
+    """
+    row_by_text: dict[str, int] = {}
+    rows = [row_by_text.setdefault(text, len(row_by_text)) for text in texts]
+    unique = list(row_by_text)
+    found = tokenizing.ids_of_many(unique)
+    sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+    for row in np.flatnonzero(sizes > max_tokens).tolist() if cut else ():
+        found[row] = tokenizing.cut(unique[row], None, max_tokens).ids
+        sizes[row] = len(found[row])
+    ids = np.fromiter(chain.from_iterable(found), dtype=np.int32, count=int(sizes.sum()))
+    begins = np.concatenate([[0], np.cumsum(sizes)])
+    special = np.concatenate([[0], np.cumsum(np.isin(ids, [*tokenizing.special_ids]))])
+    kept = (np.diff(special[begins]) < sizes) & (sizes <= max_tokens)
+    return _of(TokenRows(ids, begins), sizes, np.asarray(rows, dtype=np.int64), kept)
+
+
+def _of(rows: TokenRows, sizes: Array, row_of: Array, kept: Array) -> TextBlock:
+    if kept.all():
+        return TextBlock(sizes, row_of, rows)
+    places = np.where(kept, np.cumsum(kept) - 1, ALONE)
+    own = np.repeat(kept, sizes)
+    left = sizes[kept]
+    return TextBlock(left, places[row_of], TokenRows(rows.ids[own], np.concatenate([[0], np.cumsum(left)])))
+
+
+def padded(data: TokenRows, rows: Array, pad_id: int) -> tuple[Array, Array]:
+    """Return ids and mask of some rows, both `(rows, tokens)`, padded to the longest."""
+    begins, sizes = data.begins[rows], np.diff(data.begins)[rows]
+    columns = np.arange(int(sizes.max()))
+    mask = columns < sizes[:, None]
+    places = np.minimum(begins[:, None] + columns, len(data.ids) - 1)
+    return np.where(mask, data.ids[places], np.int32(pad_id)).astype(np.int32, copy=False), mask
