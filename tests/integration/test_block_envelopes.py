@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from producers.wire.messages import Envelope, Item, Priority
+from producers.wire.messages import Envelope, Item, Priority, stored_envelope
+from results_store.records import ALONE_AFTER_DEATHS, Claim
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.test_chunked_envelopes import assert_answered, bulk, kept
-from tests.integration.test_execution import Rig, reference
+from tests.integration.test_execution import ATTEMPTS, FAR, Rig, reference
+from tests.scripted_model import ScriptedModel
+from workers.device.device_process import ModelToLoad
+from workers.envelope.execution import Execution
 from workers.envelope.gate import EnvelopeInterrupted
+from workers.envelope.portions import Portion
 
 TEXTS = tuple(f"text {'x' * (number % 7)} {number % 40}" for number in range(50))
 
@@ -31,9 +37,10 @@ def states(rig: Rig, envelope: Envelope) -> dict[str, set[int]]:
     return found
 
 
-def test_a_block_runs_in_several_batches_and_is_stored_in_chunks(rig: Rig) -> None:
+@pytest.mark.parametrize("in_columns", [False, True])
+def test_a_block_runs_in_several_batches_and_is_stored_in_chunks(rig: Rig, *, in_columns: bool) -> None:
     """The flight recorder has all its items; equal texts share a row."""
-    envelope = bulk(rig, TEXTS)
+    envelope = bulk(rig, TEXTS, in_columns=in_columns)
     assert rig.run(reference(envelope)) == {"items": len(TEXTS), "succeeded": 2 * len(TEXTS)}
     assert kept(rig.store) == (0, 2)
     assert_answered(rig, envelope, TEXTS)
@@ -77,6 +84,75 @@ def test_an_answer_that_a_block_cannot_make_is_made_by_items(rig: Rig, monkeypat
     envelope = bulk(rig, TEXTS)
     rig.run(reference(envelope))
     assert_answered(rig, envelope, TEXTS)
+
+
+def test_columns_of_a_cancelled_job_are_cancelled(rig: Rig) -> None:
+    envelope = bulk(rig, TEXTS, in_columns=True)
+    rig.store.cancel_job(envelope.job)
+    assert rig.run(reference(envelope)) == {"items": len(TEXTS), "cancelled": 2 * len(TEXTS)}
+    assert {row.key for row in rig.store.results(envelope.job)} == {f"k{seq}" for seq in range(len(TEXTS))}
+
+
+def test_columns_that_are_given_up_are_replayed(rig: Rig) -> None:
+    """Their items fail by name, and the inputs are kept."""
+    envelope = bulk(rig, TEXTS, in_columns=True)
+    for _ in range(ATTEMPTS):
+        rig.execution.writer.claim(envelope.id)
+        rig.store.note_failure(envelope.id, worker="w", error={"kind": "Scripted", "message": "again"})
+    assert rig.run(reference(envelope)) == {"items": len(TEXTS), "dead": 2 * len(TEXTS)}
+    assert rig.store.dead_letters.replay(failed_before=FAR).results == 2 * len(TEXTS)
+    rig.run(reference(envelope))
+    assert_answered(rig, envelope, TEXTS)
+
+
+def test_an_envelope_that_runs_alone_is_no_block(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of its texts may have killed its workers."""
+    monkeypatch.setattr(Execution, "prepare_block", lambda *_: pytest.fail("a block"))
+    envelope = bulk(rig, TEXTS, in_columns=True)
+    for _ in range(ALONE_AFTER_DEATHS):
+        rig.store.claim([envelope.id], worker="dead", lease_s=-1)
+    rig.run(reference(envelope))
+    assert kept(rig.store) == (0, 2)
+    assert_answered(rig, envelope, TEXTS)
+
+
+def test_a_second_run_stores_nothing_twice(rig: Rig) -> None:
+    """A worker that lost its lease in the middle of a run ends beside another one."""
+    envelope = bulk(rig, TEXTS, in_columns=True)
+    claimed = rig.execution.writer.claim(envelope.id)
+    rig.run(reference(envelope))
+    assert claimed.payload is not None
+    late = Portion(stored_envelope(claimed.payload, claimed.content_type)[0], [])
+    inputs = rig.execution.fetch_inputs(late.envelope)
+    block = rig.execution.prepare_block(late.envelope, inputs)
+    assert block is not None
+    rig.execution.batch(late.envelope, [], inputs, lambda *_: None, block)
+    rig.execution.store(late, Claim.WORK, [], block)
+    assert kept(rig.store) == (0, 2)
+    assert_answered(rig, envelope, TEXTS)
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_what_waits_for_an_older_version_runs_with_the_newer(store: Store, tmp_path: Path) -> None:
+    """The part at the device ends with the older one, and each result says which it was."""
+    gate, texts = held_up(tmp_path)
+    with Rig(store, rows=4) as rig:
+        envelope = bulk(rig, texts)
+        running = rig.begin(reference(envelope))
+        at_the_device(rig)
+        offer = rig.execution.offer
+        older = offer.now.models["scripted"]
+        spec = replace(older.model.spec, revision="2")
+        newer = replace(older, model=ScriptedModel(spec), revision="2", generation=1)
+        admitted = rig.batcher.admit(newer, ModelToLoad.from_spec("tests.scripted_model:ScriptedModel", spec))
+        offer.now = replace(offer.now, models={**offer.now.models, "scripted": newer})
+        retired = rig.batcher.retire(older.key)
+        gate.unlink()
+        assert running.result(60)["succeeded"] == 2 * len(texts)
+        assert (admitted.result(60), retired.result(60)) == (None, None)
+        revisions = [row.model_revision for row in rig.store.results(envelope.job)]
+        assert {*revisions} == {"1", "2"}
+        assert len(revisions) == 2 * len(texts)
 
 
 def held_up(tmp_path: Path) -> tuple[Path, tuple[str, ...]]:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import without_text
-from producers.wire.messages import Envelope, Item, Priority
+from producers.wire.messages import Envelope, Item, Priority, are_alike
 from results_store.records import Result, ResultChunk, ResultState
-from results_store.sql.chunks.chunk_rows import SPAN, ChunkResults, row_of
+from results_store.sql.chunks.chunk_rows import ChunkResults, row_of
 from results_store.sql.chunks.packed_rows import LEAST
 from workers.batching.block_batches import BlockEntry
 from workers.batching.roster import ServedModel
@@ -167,13 +166,5 @@ def _finite_rows(outputs: Array) -> Array:
 def may_have_block(envelope: Envelope) -> bool:
     """Return whether an envelope's items may form a block: plain texts of bulk with the same tasks and parameters."""
     items = envelope.items
-    if envelope.priority is Priority.INTERACTIVE or envelope.pipeline or len(items) < LEAST:
-        return False
-    first = items[0]
-    tasks, params = first.tasks, first.params
-    alike = all(
-        type(item.input) is str and item.tasks == tasks and (item.params is params or item.params == params)
-        for item in items
-    )
-    ascending = all(before.seq < after.seq for before, after in pairwise(items))
-    return alike and ascending and items[-1].seq - first.seq < SPAN
+    usual = envelope.priority is not Priority.INTERACTIVE and not envelope.pipeline
+    return usual and len(items) >= LEAST and are_alike(items)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, decode_bytes, named, outline
+from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, named, outline, stored_envelope
 from results_store.errors import InvalidRow
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
@@ -113,24 +113,23 @@ class Execution(Preparation):
         InputsGone.
         """
         try:
-            return self._decoded(self._body(raw, message, claimed))
+            return self._served(*self._stored(raw, message, claimed))
         except (InvalidMessage, InputsGone):
             if claimed.verdict in (Claim.CANCELLED, Claim.DEAD):
                 return outline(message.id, claimed.payload, claimed.content_type), []
             raise
 
-    def _body(self, raw: object, message: Named, claimed: Claimed) -> object:
+    def _stored(self, raw: object, message: Named, claimed: Claimed) -> tuple[Envelope, list[BadItem]]:
         if claimed.verdict is not Claim.UNKNOWN:
             if claimed.payload is None:
                 raise InputsGone(f"envelope {message.id}: its inputs are no longer stored; submit its items again")
-            return decode_bytes(claimed.payload, claimed.content_type)
+            return stored_envelope(claimed.payload, claimed.content_type)
         if message.durable and (message.items is None or self.database.retention.existing([message.job])):
             # an altered message: the reconciler publishes the real one again
             raise InvalidMessage(f"envelope {message.id} is not in the store: altered, or its job was purged")
-        return raw
+        return decode(raw)
 
-    def _decoded(self, raw: object) -> tuple[Envelope, list[BadItem]]:
-        envelope, bad_items = decode(raw)
+    def _served(self, envelope: Envelope, bad_items: list[BadItem]) -> tuple[Envelope, list[BadItem]]:
         models = self.offer.now.models
         if envelope.model not in models:
             served = ", ".join(models)

@@ -13,7 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from producers.wire.messages import Priority
+from producers.wire.messages import MOST_IN_COLUMNS, Priority
+from producers.wire.packing import ENVELOPE_ITEMS
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import model_of, redis_key
 from workers.batching.batcher import Batcher
@@ -38,6 +39,13 @@ MOST_RETURNS = 3
 #: overdue, of a list that has become no shorter for so long.
 URGENT_LEFT_S = 0.05
 LEFT_S = 5.0
+
+
+#: An envelope in columns takes at most so many seconds of a node's work: it can be given back, but not divided.
+COLUMNS_S = 0.5
+
+#: A text of bulk, until a node has seen some: its tokens, and two tasks.
+_TEXT = Amount(64.0, 1.0, 2.0)
 
 
 class ChosenLists(NamedTuple):
@@ -197,6 +205,14 @@ class SharedIntake:
             if coming > 0 and priority != Priority.INTERACTIVE:
                 found[priority] += coming * _seconds(rates.get(model), self._usual(model))
         return dict(found)
+
+    def in_columns(self, model: str) -> int:
+        """Return the most texts of an envelope in columns; with unknown costs, as many as of any other envelope."""
+        rate, usual = self._batcher.rates.get(model), self._held.usual.get(model, _TEXT)
+        if rate is None or not usual.rows:
+            return ENVELOPE_ITEMS
+        text_s = rate.seconds(usual) / usual.rows
+        return max(1, int(min(COLUMNS_S / max(text_s, 1e-9), MOST_IN_COLUMNS)))
 
     # --- what it gives back ---
 

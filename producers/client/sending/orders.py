@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -56,12 +56,16 @@ def shared_deadline(request: Request, now: float) -> float | None:
     return math.ceil((now + request.deadline_s) / grain_s) * grain_s
 
 
-def envelopes_of(orders: Iterable[Order], now: float, steady: float) -> Iterator[Envelope]:
+def envelopes_of(
+    orders: Sequence[Order], now: float, steady: float, in_columns: Mapping[str, int] | None = None
+) -> Iterator[Envelope]:
     """Yield the envelopes that carry all items of `orders`. It is `now` (Unix), and `steady` on the monotonic clock.
 
     Items with the same tenant, model, priority, deadline and job share envelopes, whichever call submitted them. An
-    item is in one envelope for every model that its tasks need, under the same `seq`.
+    item is in one envelope for every model that its tasks need, under the same `seq`. `in_columns` is, by model, the
+    most items of an envelope that may be in columns.
     """
+    simple = {order.job for order in orders if all(task.kind.in_columns for task in order.request.tasks)}
     lots: defaultdict[tuple[str, str, str, Priority, float | None, bool, bool], list[Item]] = defaultdict(list)
     for order in orders:
         models = order.request.models
@@ -70,7 +74,8 @@ def envelopes_of(orders: Iterable[Order], now: float, steady: float) -> Iterator
             own = (order.request.priority, order.deadline_at, order.durable, order.pipeline)
             lots[order.tenant, order.job, model, *own] += share
     for (tenant, job, model, priority, deadline_at, durable, pipeline), lot in lots.items():
-        for items in pack(lot):
+        bulk = durable and not pipeline and priority is Priority.BULK and job in simple
+        for items in pack(lot, in_columns.get(model, 0) if in_columns and bulk else 0):
             yield Envelope(
                 version=VERSION,
                 id=new_id(),

@@ -16,6 +16,7 @@ class Kind:
 
     `makes_files`: the output refers to files (``producers.wire.result_files``). `strict`: the answer of a user's own
     class must have the form `output`; for kinds that are older than this check, another form is only logged.
+    `in_columns`: an item is a text, and many of them may be computed as a block (docs/decisions/0054-result-chunks.md).
     """
 
     name: str
@@ -25,6 +26,7 @@ class Kind:
     summary: str
     makes_files: bool = False
     strict: bool = False
+    in_columns: bool = False
 
 
 class LabelScore(msgspec.Struct, frozen=True):

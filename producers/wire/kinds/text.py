@@ -208,8 +208,15 @@ class MadeText(msgspec.Struct, frozen=True):
 
 
 TEXT_KINDS = (
-    Kind("text-classification", "text", TextClassificationParams, ExplainedLabels, "labels for a text, best first"),
-    Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text"),
+    Kind(
+        "text-classification",
+        "text",
+        TextClassificationParams,
+        ExplainedLabels,
+        "labels for a text, best first",
+        in_columns=True,
+    ),
+    Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text", in_columns=True),
     Kind(
         "zero-shot-classification",
         "text",
