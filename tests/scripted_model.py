@@ -68,8 +68,8 @@ class ScriptedModel(Model):
         sizes = np.array([len(row) for row in data], dtype=np.int64)
         return TextBlock(sizes, np.array([rows.get(text, ALONE) for text in contents]), data)
 
-    def collate_block(self, block: TextBlock, rows: Array) -> Arrays:
-        return {"text": padded([block.data[row] for row in rows])}
+    def collate_blocks(self, parts: Sequence[tuple[TextBlock, Array]]) -> Arrays:
+        return {"text": padded([block.data[row] for block, rows in parts for row in rows])}
 
     def finish_block(self, task: Task, outputs: Array, params: msgspec.Struct) -> BlockAnswers:
         if task.name == "place":

@@ -41,7 +41,7 @@ def test_a_block_has_the_tokens_of_single_texts(text: TextModel, truncation: boo
             assert isinstance(single, InvalidInput) or content in ODD
             continue
         assert made.sizes[row] == single.size
-        arrays = text.collate_block(made, np.array([row]))
+        arrays = text.collate_blocks([(made, np.array([row]))])
         np.testing.assert_array_equal(arrays["ids"][0], single.arrays["ids"])
         assert arrays["mask"].all()
     assert (made.row_of[MANY.index(LONG)] == ALONE) == (not truncation)
@@ -52,7 +52,7 @@ def test_a_block_has_the_tokens_of_single_texts(text: TextModel, truncation: boo
 def test_rows_are_padded_like_single_texts(text: TextModel) -> None:
     made = block(text, TEXTS)
     own = {"sentiment": params("sentiment")}
-    arrays = text.collate_block(made, made.row_of)
+    arrays = text.collate_blocks([(made, made.row_of[:2]), (block(text, TEXTS[2:]), np.arange(3))])
     wanted = text.collate([text.prepare(content, own) for content in TEXTS])
     assert arrays.keys() == wanted.keys()
     for name, array in wanted.items():
@@ -62,7 +62,7 @@ def test_rows_are_padded_like_single_texts(text: TextModel) -> None:
 
 def outputs(model: TextModel, task: str) -> Array:
     made = block(model, TEXTS)
-    return model.forward(model.collate_block(made, made.row_of), {task: np.arange(len(TEXTS))})[task]
+    return model.forward(model.collate_blocks([(made, made.row_of)]), {task: np.arange(len(TEXTS))})[task]
 
 
 @pytest.mark.parametrize(

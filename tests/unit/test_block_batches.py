@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workers.batching.block_batches import BlockEntry
+from workers.batching.block_batches import BlockBatch, BlockEntry
 from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.scheduler import Scheduler
 from workers.batching.planning.waiting_pool import Waiting
-from workers.batching.work import Entry, Group
+from workers.batching.work import Computed, Entry, Group
 from workers.models.interface.model import Prepared
 from workers.models.interface.text_block import ALONE, TextBlock
 
@@ -58,13 +58,45 @@ def test_batches_are_cut_from_the_largest_rows_on() -> None:
     assert texts == set(range(len(SIZES)))
 
 
+def test_a_batch_takes_rows_of_the_same_size_from_all_blocks_of_its_lane() -> None:
+    """The oldest leads with its largest row; rows that are larger wait for their own block's turn."""
+    first, second, third = block((40, 12)), block((90, 41, 39, 38, 11)), block((36, 10))
+    queue = scheduler()
+    queue.add([first, second, third])
+    batches = []
+    while batch := queue.next(NOW).batch:
+        formed = BlockBatch(batch.items, NOW, batch)
+        assert formed.shape == batch.shape
+        batches.append([sizes_of(part) for part in batch.items])
+    assert batches == [[[40], [39, 38], [36]], [[12], [11], [10]], [[90]], [[41]]]
+    assert queue.amounts() == []
+
+
+def test_each_part_gets_its_own_rows() -> None:
+    """Blocks may have different tasks."""
+    first, second = (
+        block((5, 4)),
+        BlockEntry.of(
+            TextBlock(np.array([3, 3]), np.arange(2), None), [7, 8], ("b",), Waiting("text", 9, 0, NOW), job="k"
+        ),
+    )
+    batch = BlockBatch([first, second], NOW)
+    assert {task: rows.tolist() for task, rows in batch.wanted.items()} == {"a": [0, 1], "b": [0, 1, 2, 3]}
+    batch.deliver({"a": np.array([10, 11]), "b": np.array([20, 21, 22, 23])}, 1.0, 2.0)
+    found = [part.outcome.outputs for part in (first, second) if isinstance(part.outcome, Computed)]
+    assert [{task: own.tolist() for task, own in outputs.items()} for outputs in found] == [
+        {"a": [10, 11], "b": [20, 21]},
+        {"b": [22, 23]},
+    ]
+
+
 def test_equal_texts_share_a_row_and_others_have_none() -> None:
     made = TextBlock(np.array([3, 7]), np.array([1, ALONE, 0, 1]), None)
     whole = BlockEntry.of(made, [4, 5, 6, 8], ("a",), Waiting("text", 9, 0, NOW), job="j")
     assert sizes_of(whole) == [7, 3]
     texts, rows = whole.texts()
     assert (texts.tolist(), rows.tolist()) == ([0, 2, 3], [0, 1, 0])
-    first = whole.cut(1)
+    first = whole.cut(0, 1)
     assert first.texts()[0].tolist() == [0, 3]
     assert whole.texts()[0].tolist() == [2]
 

@@ -1,21 +1,21 @@
 """Blocks: the texts of an envelope that wait as a single entry, and run in micro-batches of their own.
 
-The rows of a block wait by size, the largest first, and each batch takes the first of them. So a block is cut into
-parts, each with its own outcome. A part that fails gives no verdict on its texts: it is taken apart, and the envelope
-runs them again as items, among which the one at fault is found.
+The rows of a block wait by size, the largest first. A batch takes rows of about the same size from blocks that wait. So a
+block is cut into parts, each with its own outcome. A part that fails gives no verdict on its texts: it is taken
+apart, and the envelope runs them again as items, among which the one at fault is found.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from workers.batching.microbatch import BatchFigures, MicroBatch
-from workers.batching.planning.cost_model import BatchShape
 from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.planning.work_seconds import Amount
 from workers.batching.work import Computed, Entry
@@ -47,16 +47,17 @@ class BlockEntry(Entry):
         rows = np.argsort(-block.sizes, kind="stable")
         return cls(block, rows, seqs, tasks, _sized(waiting, block.sizes[rows], len(tasks)), job=job)
 
-    def cut(self, rows: int) -> BlockEntry:
-        """Remove the first rows, and return them as an entry of the same group."""
+    def cut(self, begin: int, end: int) -> BlockEntry:
+        """Remove some rows, and return them as an entry of the same group."""
         sizes, heads = self.waiting.sizes, self.waiting.row_heads
         assert sizes is not None, "it is a block"
-        waiting = _sized(self.waiting, sizes[:rows], heads)
-        first = BlockEntry(self.block, self.rows[:rows], self.seqs, self.tasks, waiting, job=self.job)
-        self.rows, self.waiting = self.rows[rows:], _sized(self.waiting, sizes[rows:], heads)
+        waiting = _sized(self.waiting, sizes[begin:end], heads)
+        part = BlockEntry(self.block, self.rows[begin:end], self.seqs, self.tasks, waiting, job=self.job)
+        self.rows = np.delete(self.rows, slice(begin, end))
+        self.waiting = _sized(self.waiting, np.delete(sizes, slice(begin, end)), heads)
         if self.group:
-            self.group.join(first)
-        return first
+            self.group.join(part)
+        return part
 
     def texts(self) -> tuple[Array, Array]:
         """Return the places of the texts that have these rows, ascending, and the place in `rows` of each."""
@@ -73,60 +74,73 @@ def _sized(waiting: Waiting, sizes: Array, heads: int) -> Waiting:
 
 @dataclass(slots=True)
 class BlockBatch(MicroBatch):
-    """A micro-batch of some rows of one block: its only entry."""
+    """A micro-batch of rows of blocks: its entries are parts of blocks, and its rows are theirs, one after another."""
+
+    _parts: list[BlockEntry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        rows = np.arange(len(self._part.rows), dtype=np.int64)
-        self.wanted = dict.fromkeys(self._part.tasks, rows)
-
-    @property
-    def _part(self) -> BlockEntry:
-        (part,) = self.entries
-        assert isinstance(part, BlockEntry), "a batch of a block has no other entries"
-        return part
+        self._parts = [part for part in self.entries if isinstance(part, BlockEntry)]
+        rows: dict[str, list[Array]] = {}
+        begin = 0
+        for part in self._parts:
+            for task in part.tasks:
+                rows.setdefault(task, []).append(np.arange(begin, begin + len(part.rows), dtype=np.int64))
+            begin += len(part.rows)
+        self.wanted = {task: np.concatenate(own) for task, own in rows.items()}
 
     @property
     def row_count(self) -> int:
-        return len(self._part.rows)
+        return sum(len(part.rows) for part in self._parts)
 
     @property
     def padded_cost(self) -> int:
-        return self.row_count * self._part.waiting.widest
-
-    @property
-    def shape(self) -> BatchShape:
-        return BatchShape(self.padded_cost, self.row_count, self._part.waiting.heads)
+        return self.row_count * max(part.waiting.widest for part in self._parts)
 
     @property
     def amount(self) -> Amount:
-        return Amount(self._part.waiting.cost, self.row_count, self._part.waiting.heads)
+        waiting = [part.waiting for part in self._parts]
+        return Amount(sum(one.cost for one in waiting), self.row_count, sum(one.heads for one in waiting))
 
     def collated(self, model: Model) -> Arrays:
-        return returned.batch(model, model.collate_block(self._part.block, self._part.rows))
+        return returned.batch(model, model.collate_blocks([(part.block, part.rows) for part in self._parts]))
 
     def deliver(self, outputs: Arrays, batched_at: float, computed_at: float) -> None:
-        """Give the part all rows of `outputs`."""
-        self._part.finish(Computed(outputs, self.id, batched_at, computed_at))
+        """Give each part its rows of `outputs`, whose leading axes follow `wanted`."""
+        begins = dict.fromkeys(outputs, 0)
+        for part in self._parts:
+            own = {}
+            for task in part.tasks:
+                own[task] = outputs[task][begins[task] : begins[task] + len(part.rows)]
+                begins[task] += len(part.rows)
+            part.finish(Computed(own, self.id, batched_at, computed_at))
 
     def tell(self, task: str, row: int, at: int, text: str) -> None:
         """Texts of blocks have no listeners."""
 
     def _figures(self) -> BatchFigures:
-        part = self._part
-        texts, rows = part.texts()
-        wait_s = self.formed_at - part.waiting.arrived_at
-        columns: tuple[Any, ...] = (
-            repeat(0),
-            map(part.seqs.__getitem__, texts.tolist()),
-            rows.tolist(),
-            repeat(self.priority),
-            part.block.sizes[part.rows][rows].tolist(),
-            repeat(round(1000 * wait_s, 1)),
-        )
+        jobs: dict[str, int] = {}
+        items: list[tuple[Any, ...]] = []
+        heads: Counter[str] = Counter()
+        waits_s, begin = 0.0, 0
+        for part in self._parts:
+            texts, rows = part.texts()
+            wait_s = self.formed_at - part.waiting.arrived_at
+            columns = (
+                repeat(jobs.setdefault(part.job, len(jobs))),
+                map(part.seqs.__getitem__, texts.tolist()),
+                (rows + begin).tolist(),
+                repeat(part.waiting.priority),
+                part.block.sizes[part.rows][rows].tolist(),
+                repeat(round(1000 * wait_s, 1)),
+            )
+            items += zip(*columns, strict=False)
+            heads.update(dict.fromkeys(part.tasks, len(texts)))
+            waits_s += wait_s * len(texts)
+            begin += len(part.rows)
         return BatchFigures(
-            items=len(texts),
-            wait_s=wait_s,
-            heads=dict.fromkeys(part.tasks, len(texts)),
-            priorities={str(self.priority): len(texts)},
-            trace={"formed_at": self.formed_at, "jobs": [part.job], "items": [*zip(*columns, strict=False)]},
+            items=len(items),
+            wait_s=waits_s / len(items),
+            heads=dict(heads),
+            priorities={str(self.priority): len(items)},
+            trace={"formed_at": self.formed_at, "jobs": list(jobs), "items": items},
         )

@@ -95,7 +95,7 @@ class MicroBatch:
 
     @property
     def shape(self) -> BatchShape:
-        return BatchShape(self.padded_cost, len(self.rows), sum(len(rows) for rows in self.wanted.values()))
+        return BatchShape(self.padded_cost, self.row_count, sum(len(rows) for rows in self.wanted.values()))
 
     @property
     def amount(self) -> Amount:

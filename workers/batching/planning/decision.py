@@ -15,8 +15,9 @@ The order of decisions:
    `RIDERS_FIXED_SHARE` of it. Beyond that point they would gain nothing, and the leader would wait for them.
 5. Items whose content is already in the batch join it, however urgent: they share its row and cost nothing.
 
-If the leader is a block, the batch is the largest of its rows, as many as fit by the same limits, and the other rows
-wait as they did: a block keeps the device for a single batch at a time. Neither companions nor riders join.
+If the leader is a block, the batch has its largest row, and of the blocks of its lane the rows next in size, as many as
+fit by the same limits. The other rows wait as they did: a block keeps the device for a single batch at a time. No items
+join.
 
 The cost of a batch is padded: rows times the largest row. It stays within the budget. The predicted time stays within a
 `stages`-th of the tightest promise to a more urgent priority that was seen lately, but need not be shorter than the
@@ -69,7 +70,7 @@ class Decision(Generic[T]):
     """A decision: the items of the next batch, leader first, the late items, and the meaning of the batch for turns.
 
     `full` says that no further row would fit. `real` is the cost of the rows without padding. `predicted_s` is None
-    while too little is known. If the leader is a block, `rows_of_block` of its rows are the batch; 0 otherwise.
+    while too little is known. If the leader is a block, all are, and the batch has these `slices` of their rows.
     """
 
     batch: tuple[Ticket[T], ...] = ()
@@ -79,7 +80,7 @@ class Decision(Generic[T]):
     predicted_s: float | None = None
     full: bool = False
     charge: Charge | None = None
-    rows_of_block: int = 0
+    slices: tuple[tuple[int, int], ...] = ()
 
 
 def next_batch(moment: Moment[T]) -> Decision[T]:
@@ -93,7 +94,7 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
     priority = _leading(moment.turns, oldest, shares)
     tenant = moment.turns.next_tenant(priority, oldest[priority])
     batch = Forming(moment, oldest[priority][tenant], gone)
-    if not batch.rows_of_block:
+    if not batch.slices:
         for lane in _companions(moment, batch.leader):
             batch.gather(lane)
         for lane in _riders(moment.pool, batch.leader):
@@ -107,7 +108,7 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
         batch.predicted_s,
         batch.full,
         Charge(priority, tenant, shares, batch.parts()),
-        batch.rows_of_block,
+        tuple(batch.slices),
     )
 
 

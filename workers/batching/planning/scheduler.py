@@ -15,7 +15,7 @@ from workers.batching.planning.decision import next_batch
 from workers.batching.planning.policy import Budget, Moment, Policy
 from workers.batching.planning.residence import Need
 from workers.batching.planning.tenant_turns import Charge, Turns
-from workers.batching.planning.waiting_pool import Pool, Waiting
+from workers.batching.planning.waiting_pool import Pool, Ticket, Waiting
 from workers.batching.planning.work_seconds import Amount
 
 
@@ -126,20 +126,23 @@ class Scheduler(Generic[T]):
             waits = starts_at is not None and not decision.full and len(decision.batch) == self._runnable
         if waits:
             return Next(None, expired)
-        self._pool.remove(decision.batch)
         self.turns.lead(decision.charge, decision.predicted_s or 0.0)
-        items = [ticket.item for ticket in decision.batch]
-        if decision.rows_of_block:
-            items = [self._cut(items[0], decision.rows_of_block)]
+        if decision.slices:
+            items = [self._cut(ticket, *own) for ticket, own in zip(decision.batch, decision.slices, strict=True)]
+        else:
+            self._pool.remove(decision.batch)
+            items = [ticket.item for ticket in decision.batch]
         return Next(Chosen(items, decision.shape, decision.real, decision.predicted_s, decision.charge), expired)
 
-    def _cut(self, block: Any, rows: int) -> Any:
-        """Return the first rows of a block, a `BlockEntry` of the batcher's; the others wait on in its place."""
-        if rows == block.waiting.rows:
-            return block
-        first = block.cut(rows)
-        self._pool.put_back([(block.waiting, block)])
-        return first
+    def _cut(self, ticket: Ticket[T], begin: int, end: int) -> T:
+        """Take some rows of a block, a `BlockEntry` of the batcher's; the others wait on in its place."""
+        block: Any = ticket.item
+        if end - begin == ticket.waiting.rows:
+            self._pool.remove([ticket])
+            return ticket.item
+        part: T = block.cut(begin, end)
+        self._pool.replace(ticket, block.waiting)
+        return part
 
     def ran(self, chosen: Chosen[T], model: str, shape: BatchShape | None, seconds: float) -> None:
         """Learn from a batch that ran. Without a shape, only its turns are booked."""

@@ -123,6 +123,13 @@ class Lane(Generic[T]):
             number, _ = self._later.popitem(last=False)
             insort(self.by_size, (self.tickets[number].waiting.cost, number))
 
+    def replace(self, block: Ticket[T], reduced: Ticket[T]) -> None:
+        """Put a block with fewer rows in the place of a block."""
+        self.tickets[block.number] = self.blocks[block.number] = reduced
+        self.cost += reduced.waiting.cost - block.waiting.cost
+        self.heads += reduced.waiting.heads - block.waiting.heads
+        self.rows += reduced.waiting.rows - block.waiting.rows
+
     def position_of(self, cost: int) -> int:
         """The place in `by_size` of the first item with at least this cost."""
         return bisect_left(self.by_size, (cost, -math.inf))
@@ -167,6 +174,13 @@ class Pool(Generic[T]):
                 del self.lanes[lane.key]
             self._forget(ticket)
 
+    def replace(self, ticket: Ticket[T], waiting: Waiting) -> None:
+        """Let an item that was reduced wait on in its place."""
+        reduced = Ticket(ticket.number, waiting, ticket.item)
+        self.lanes[waiting.lane].replace(ticket, reduced)
+        self._forget(ticket)
+        self._remember(reduced)
+
     def take(self, chosen: Callable[[T], bool]) -> list[Ticket[T]]:
         """Remove and return the items for which `chosen` is true."""
         taken = [ticket for ticket in self if chosen(ticket.item)]
@@ -192,6 +206,10 @@ class Pool(Generic[T]):
         if lane is None:
             lane = self.lanes[waiting.lane] = Lane(waiting.lane, self._window)
         lane.add(ticket, first=first)
+        self._remember(ticket)
+
+    def _remember(self, ticket: Ticket[T]) -> None:
+        waiting = ticket.waiting
         if waiting.content:
             self._like.setdefault((waiting.model, waiting.content), {})[ticket.number] = ticket
         if waiting.deadline_at is not None:

@@ -261,8 +261,8 @@ class Model(PreviousForm, ABC):
         """
         return None
 
-    def collate_block(self, block: TextBlock, rows: Array) -> Arrays:
-        """Return the arrays of some rows of a block, int64 `(rows,)`, like `collate`."""
+    def collate_blocks(self, parts: Sequence[tuple[TextBlock, Array]]) -> Arrays:
+        """Return the arrays of rows, int64 `(rows,)`, of several blocks, one after another, like `collate`."""
         raise NotImplementedError
 
     def finish_block(self, task: Task, outputs: Array, params: msgspec.Struct) -> BlockAnswers:

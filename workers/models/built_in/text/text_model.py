@@ -119,8 +119,8 @@ class TextModel(MultiTaskModel):
         cut = all(getattr(chosen, "truncation", False) for chosen in params.values())
         return token_block.tokenised(self._tokenizing, contents, self.max_tokens, cut=cut)
 
-    def collate_block(self, block: TextBlock, rows: Array) -> Arrays:
-        ids, mask = token_block.padded(block.data, rows, self._pad_id)
+    def collate_blocks(self, parts: Sequence[tuple[TextBlock, Array]]) -> Arrays:
+        ids, mask = token_block.padded([(block.data, rows) for block, rows in parts], self._pad_id)
         return {"ids": ids, "mask": mask}
 
     def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:

@@ -51,10 +51,16 @@ def _of(rows: TokenRows, sizes: Array, row_of: Array, kept: Array) -> TextBlock:
     return TextBlock(left, places[row_of], TokenRows(rows.ids[own], np.concatenate([[0], np.cumsum(left)])))
 
 
-def padded(data: TokenRows, rows: Array, pad_id: int) -> tuple[Array, Array]:
-    """Return ids and mask of some rows, both `(rows, tokens)`, padded to the longest."""
-    begins, sizes = data.begins[rows], np.diff(data.begins)[rows]
-    columns = np.arange(int(sizes.max()))
-    mask = columns < sizes[:, None]
-    places = np.minimum(begins[:, None] + columns, len(data.ids) - 1)
-    return np.where(mask, data.ids[places], np.int32(pad_id)).astype(np.int32, copy=False), mask
+def padded(parts: Sequence[tuple[TokenRows, Array]], pad_id: int) -> tuple[Array, Array]:
+    """Return ids and mask of some rows of each part, both `(rows, tokens)`, padded to the longest."""
+    sizes = [np.diff(data.begins)[rows] for data, rows in parts]
+    columns = np.arange(max(int(own.max()) for own in sizes))
+    mask = columns < np.concatenate(sizes)[:, None]
+    ids = np.full(mask.shape, pad_id, dtype=np.int32)
+    begin = 0
+    for (data, rows), own in zip(parts, sizes, strict=True):
+        places = data.begins[rows][:, None] + columns
+        inside = mask[begin : begin + len(rows)]
+        ids[begin : begin + len(rows)][inside] = data.ids[places[inside]]
+        begin += len(own)
+    return ids, mask
