@@ -1,7 +1,7 @@
 """Blocks: the texts of an envelope that wait as a single entry, and run in micro-batches of their own.
 
-The rows of a block wait by size, the largest first. A batch takes rows of about the same size from blocks that wait. So a
-block is cut into parts, each with its own outcome. A part that fails gives no verdict on its texts: it is taken
+The rows of a block wait by size, the largest first. A batch takes rows of about the same size from blocks that wait.
+So a block is cut into parts, each with its own outcome. A part that fails gives no verdict on its texts: it is taken
 apart, and the envelope runs them again as items, among which the one at fault is found.
 """
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from producers.wire.messages import MOST_IN_COLUMNS, Priority
-from producers.wire.packing import ENVELOPE_ITEMS
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import model_of, redis_key
 from workers.batching.batcher import Batcher
@@ -43,6 +42,9 @@ LEFT_S = 5.0
 
 #: An envelope in columns takes at most so many seconds of a node's work: it can be given back, but not divided.
 COLUMNS_S = 0.5
+
+#: The most texts of an envelope in columns until a node knows its costs, as after its first batches.
+UNKNOWN_IN_COLUMNS = 256
 
 #: A text of bulk, until a node has seen some: its tokens, and two tasks.
 _TEXT = Amount(64.0, 1.0, 2.0)
@@ -207,10 +209,10 @@ class SharedIntake:
         return dict(found)
 
     def in_columns(self, model: str) -> int:
-        """Return the most texts of an envelope in columns; with unknown costs, as many as of any other envelope."""
+        """Return the most texts of an envelope in columns, so that it takes this node at most `COLUMNS_S`."""
         rate, usual = self._batcher.rates.get(model), self._held.usual.get(model, _TEXT)
         if rate is None or not usual.rows:
-            return ENVELOPE_ITEMS
+            return UNKNOWN_IN_COLUMNS
         text_s = rate.seconds(usual) / usual.rows
         return max(1, int(min(COLUMNS_S / max(text_s, 1e-9), MOST_IN_COLUMNS)))
 
