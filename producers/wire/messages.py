@@ -27,8 +27,7 @@ REFERENCE = 2
 #: Version of a stored envelope with columns. A node that reads it reads the older versions, too.
 COLUMNS = 3
 
-#: The most items of columns, and the most numbers from the first to the last item: those of a chunk of results.
-MOST_IN_COLUMNS = 1024
+#: The most numbers from the first to the last item of columns: those of a chunk of results.
 SPAN_OF_COLUMNS = 4096
 
 #: The largest seed that both JSON readers and torch hold exactly.

@@ -19,7 +19,6 @@ from producers.wire.messages import (
     COLUMNAR,
     COLUMNS,
     JSON,
-    MOST_IN_COLUMNS,
     SPAN_OF_COLUMNS,
     VERSION,
     Envelope,
@@ -38,7 +37,7 @@ from producers.wire.messages import (
 from producers.wire.packing import COLUMNS_BYTES, ENVELOPE_ITEMS, outbox_row, pack
 from results_store.sql.chunks.chunk_rows import SPAN
 
-MANY = {"text": MOST_IN_COLUMNS}
+MANY = {"text": 5_000}
 
 
 def item(seq: int, text: str = "a text", **changes: Any) -> Item:
@@ -149,17 +148,18 @@ def test_a_gap_in_the_numbers_is_kept() -> None:
 
 
 def rows_of(*tasks: str, priority: str = "bulk", **changes: Any) -> list[int]:
-    """Return the sizes of the envelopes of 200 texts."""
+    """Return the sizes of the envelopes of 1,200 texts."""
     request = Request.check(Catalogue.builtin(), tasks, priority=priority)
-    items = [request.item(seq, NewItem("a text"), field="inputs") for seq in range(200)]
+    items = [request.item(seq, NewItem("a text"), field="inputs") for seq in range(1200)]
     order = Order(request, items, "j", Future(), **changes)
     return [len(one.items) for one in envelopes_of([order], 1.0, 1.0, MANY)]
 
 
 def test_durable_bulk_of_simple_tasks_is_in_columns() -> None:
     """Urgent, standard and direct items are answered soon, and steps and other tasks have no blocks."""
-    small = [64, 64, 64, 8]
-    assert rows_of("topic", "embedding") == [200]
+    small = [64] * 18 + [48]
+    assert rows_of("topic", "sentiment") == [1024, 176]
+    assert rows_of("topic", "embedding") == [256] * 4 + [176]
     assert rows_of("topic", "entities") == small
     assert rows_of("topic", priority="standard") == rows_of("topic", priority="interactive") == small
     assert rows_of("topic", durable=False) == rows_of("topic", pipeline=True) == small

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import msgspec
 
-from producers.wire.messages import MOST_IN_COLUMNS
 from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.work import Group
 from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
@@ -212,7 +211,7 @@ def test_an_envelope_in_columns_is_half_a_second_of_work() -> None:
     node = Node(FAST)
     assert node.intake.in_columns("text") == 125
     node.rates["text"] = WorkRate(row_s=1e-6, batch_rows=64)
-    assert node.intake.in_columns("text") == MOST_IN_COLUMNS
+    assert node.intake.in_columns("text") == 500_000
     node.rates["text"] = WorkRate(row_s=2.0, batch_rows=64)
     assert node.intake.in_columns("text") == 1
     assert node.intake.in_columns("other") == UNKNOWN_IN_COLUMNS

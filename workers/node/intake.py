@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from producers.wire.messages import MOST_IN_COLUMNS, Priority
+from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import model_of, redis_key
 from workers.batching.batcher import Batcher
@@ -214,7 +214,7 @@ class SharedIntake:
         if rate is None or not usual.rows:
             return UNKNOWN_IN_COLUMNS
         text_s = rate.seconds(usual) / usual.rows
-        return max(1, int(min(COLUMNS_S / max(text_s, 1e-9), MOST_IN_COLUMNS)))
+        return max(1, int(COLUMNS_S / max(text_s, 1e-6)))
 
     # --- what it gives back ---
 

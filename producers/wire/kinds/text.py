@@ -214,9 +214,10 @@ TEXT_KINDS = (
         TextClassificationParams,
         ExplainedLabels,
         "labels for a text, best first",
-        in_columns=True,
+        in_columns=1024,
     ),
-    Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text", in_columns=True),
+    # a chunk has at most 1 MiB of vectors
+    Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text", in_columns=256),
     Kind(
         "zero-shot-classification",
         "text",
