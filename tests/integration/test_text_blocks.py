@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from producers.wire.errors import InvalidInput
+from tests import tiny_checkpoints as tiny
 from tests.integration.test_models import TEXTS, params, spec, text
+from tests.serving import Served, answered
 from workers.models.built_in.text.text_model import TextModel
 from workers.models.interface.model import Array, tried
 from workers.models.interface.text_block import ALONE, LabelColumns, TextBlock
@@ -101,3 +105,92 @@ def test_what_is_not_simple_has_no_block(text: TextModel, pulled_models: Mapping
     assert text.prepare_block(TEXTS, {"sentiment": params("sentiment", explain=True)}) is None
     assert Own(text.spec).prepare_block(TEXTS, simple) is None
     assert TextModel(spec("text", pulled_models["text"], feature_cache_mib=16)).prepare_block(TEXTS, simple) is None
+
+
+# --- models from Hugging Face folders -------------------------------------------------------------
+
+WORDS = ["the team won the cup final", "it was a dull film", "angela merkel lives in berlin", "it was a dull film"]
+FEW = [*WORDS, "[SEP]", "angela merkel lives in berlin. " * 12]
+
+
+def of_block(served: Served, texts: list[str], **params: Mapping[str, Any]) -> tuple[TextBlock, list[dict[str, Any]]]:
+    """Return the block of texts and, of the texts that it has, the answers by task."""
+    model = served.model
+    own = {task: served.catalogue.check_params(served.task(task), chosen, field="p") for task, chosen in params.items()}
+    made = model.prepare_block(texts, own)
+    assert made is not None
+    rows = np.arange(len(made.sizes))
+    outputs = model.forward(model.collate_blocks([(made, rows[:1]), (made, rows[1:])]), dict.fromkeys(own, rows))
+    found: list[dict[str, Any]] = [{} for _ in texts]
+    inside = np.flatnonzero(made.row_of != ALONE)
+    for task, chosen in own.items():
+        answers = model.finish_block(served.task(task), outputs[task][made.row_of[inside]], chosen)
+        for n, place in enumerate(inside.tolist()):
+            found[place][task] = answers[n] if isinstance(answers, np.ndarray) else labels_of(answers, n)
+    return made, found
+
+
+def labels_of(columns: LabelColumns, n: int) -> list[dict[str, Any]]:
+    own = slice(n * columns.width, (n + 1) * columns.width)
+    pairs = zip(columns.codes[own], columns.scores[own], strict=True)
+    return [{"label": columns.labels[code], "score": score} for code, score in pairs]
+
+
+@pytest.mark.parametrize(
+    ("maker", "head", "config", "chosen"),
+    [
+        (tiny.bert, "BertForSequenceClassification", {"num_labels": 3}, {"top_k": None}),
+        (
+            tiny.bert,
+            "BertForSequenceClassification",
+            {"num_labels": 4, "problem_type": "multi_label_classification"},
+            {},
+        ),
+        (tiny.roberta, "RobertaForSequenceClassification", {"num_labels": 3}, {"top_k": 2}),
+        (tiny.bart, "BartForSequenceClassification", {"num_labels": 3}, {}),
+    ],
+    ids=["bert", "several-labels", "roberta", "bart"],
+)
+def test_a_folder_s_labels_are_those_of_single_texts(
+    made: Callable[..., Path], maker: Callable[..., Path], head: str, config: dict[str, Any], chosen: dict[str, Any]
+) -> None:
+    served = Served(made(maker, head, **config), {"mood": "text-classification"}).load()
+    block_, found = of_block(served, FEW, mood=chosen)
+    own = {"mood": served.catalogue.check_params(served.task("mood"), chosen, field="p")}
+    wanted = answered(served.model, [(text_, own) for text_ in WORDS])
+    for place, single in enumerate(wanted):
+        assert [pair["label"] for pair in found[place]["mood"]] == [pair["label"] for pair in single["mood"]]
+        assert [pair["score"] for pair in found[place]["mood"]] == pytest.approx(
+            [pair["score"] for pair in single["mood"]], abs=2e-6
+        )
+    sizes = [served.model.prepare(text_, own).size for text_ in WORDS]
+    assert block_.sizes[block_.row_of[: len(WORDS)]].tolist() == sizes
+    assert block_.row_of[-1] == ALONE, "too long without `truncation`"
+    assert block_.row_of[1] == block_.row_of[3]
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_folder_s_vectors_and_labels_share_a_block(made: Callable[..., Path], normalize: bool) -> None:
+    kinds = {"mood": "text-classification", "vector": "feature-extraction"}
+    served = Served(made(tiny.bert, "BertForSequenceClassification", num_labels=3), kinds).load()
+    chosen = {"mood": {"truncation": True}, "vector": {"normalize": normalize, "truncation": True}}
+    own = {task: served.catalogue.check_params(served.task(task), one, field="p") for task, one in chosen.items()}
+    texts = [*WORDS, FEW[-1]]
+    _, found = of_block(served, texts, **chosen)
+    for place, single in enumerate(answered(served.model, [(text_, own) for text_ in texts])):
+        np.testing.assert_allclose(found[place]["vector"], single["vector"], atol=1e-5)
+        assert found[place]["mood"][0]["label"] == single["mood"][0]["label"]
+
+
+def test_a_prompt_or_another_kind_has_no_block(made: Callable[..., Path], tmp_path: Path) -> None:
+    """Their texts are other sequences for each task, or several."""
+    folder = made(tiny.bert, "BertModel")
+    served = Served(folder, {"about": "zero-shot-classification"})
+    asked = {"candidate_labels": ["a", "b"]}
+    own = {"about": served.catalogue.check_params(served.task("about"), asked, field="p")}
+    assert served.model.prepare_block(WORDS, own) is None
+    prompting = shutil.copytree(folder, tmp_path / "prompting")
+    (prompting / "config_sentence_transformers.json").write_text('{"prompts": {"q": "query: "}}', encoding="utf-8")
+    served = Served(prompting, {"vector": "feature-extraction"}, prompt="q")
+    own = {"vector": served.catalogue.check_params(served.task("vector"), {}, field="p")}
+    assert served.model.prepare_block(WORDS, own) is None

@@ -79,7 +79,8 @@ class Forming(Generic[T]):
         by = self._moment.starts_at + _seconds(
             self._parts, most * self.leader.widest, most, most * self.leader.row_heads
         )
-        found, rows = [], 0
+        found: list[tuple[Ticket[T], NDArray[np.int64]]] = []
+        rows = 0
         for ticket in (leader, *self._moment.pool.lanes[self.leader.lane].blocks.values()):
             sizes, deadline_at = ticket.waiting.sizes, ticket.waiting.deadline_at
             if sizes is None or ticket.number in self._gone or (found and ticket is leader):

@@ -115,6 +115,11 @@ class Tokenizing:
         return found
 
     @cached_property
+    def has_types(self) -> bool:
+        """Whether a single text has tokens of another type than 0."""
+        return any(self.tokenizer.encode("a").type_ids)
+
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """The tokens that are no part of a text."""
         added = self.tokenizer.get_added_tokens_decoder()

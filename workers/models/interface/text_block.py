@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 ALONE = -1
 
 
+#: The methods for items whose answers a block repeats: a class of one's own that changes any has no blocks.
+OF_ITEMS = ("prepare", "prepare_many", "cost", "collate", "finish", "finish_many")
+
+
 @dataclass(frozen=True, slots=True)
 class TextBlock:
     """Texts, ready for the backbone.
@@ -33,6 +37,18 @@ class LabelColumns(NamedTuple):
     width: int
     codes: list[int]
     scores: list[float]
+
+
+def label_columns(labels: Sequence[str], scores: NDArray[Any], top_k: int | None, digits: int) -> LabelColumns:
+    """Return the `top_k` best labels (None: all) of each text, `(texts, labels)`, best first, with rounded scores.
+
+    Equal scores keep the labels' order. `labels` of the columns are those that occur.
+    """
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    used, codes = np.unique(best, return_inverse=True)
+    chosen = np.take_along_axis(scores, best, axis=1).ravel().tolist()
+    rounded = [round(float(score), digits) for score in chosen]
+    return LabelColumns([labels[n] for n in used], best.shape[1], codes.ravel().tolist(), rounded)
 
 
 #: The answers of a task for many texts: labels with scores, or vectors, float32 `(texts, width)`.

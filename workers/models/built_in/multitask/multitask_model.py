@@ -20,7 +20,7 @@ from workers.models.built_in.multitask import feature_cache
 from workers.models.built_in.multitask.feature_cache import FeatureCache
 from workers.models.interface.model import CONTENTS, SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
 from workers.models.interface.options import Amount, Options
-from workers.models.interface.text_block import BlockAnswers, LabelColumns
+from workers.models.interface.text_block import BlockAnswers, label_columns
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
@@ -191,12 +191,7 @@ class MultiTaskModel(Model):
         if not task.kind.name.endswith("classification"):
             return np.stack([MultiTaskModel.finish(self, task, row, params, _UNPREPARED) for row in outputs])
         labels = self._checked_labels(task, outputs.shape[-1])
-        top_k: int | None = params.top_k  # type: ignore[attr-defined]
-        best = np.argsort(-outputs, axis=1, kind="stable")[:, :top_k]
-        scores = np.take_along_axis(outputs, best, axis=1).ravel().tolist()
-        used, codes = np.unique(best, return_inverse=True)
-        rounded = [round(score, SCORE_DIGITS) for score in scores]
-        return LabelColumns([labels[n] for n in used], best.shape[1], codes.ravel().tolist(), rounded)
+        return label_columns(labels, outputs, params.top_k, SCORE_DIGITS)  # type: ignore[attr-defined]
 
     def _checked_labels(self, task: Task, scores: int) -> Sequence[str]:
         labels = self.labels(task)

@@ -31,7 +31,7 @@ from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface import ragged, sample_inputs
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, ModelSpec, Prepared, digest
 from workers.models.interface.options import Count, Table, Text
-from workers.models.interface.text_block import TextBlock
+from workers.models.interface.text_block import OF_ITEMS, TextBlock
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ if TYPE_CHECKING:
 BUILTIN_HEADS = model_source.BUNDLED
 
 
-#: The tasks whose texts may form a block, and the methods that a class of one's own may have changed for its items.
+#: The parameters of the tasks whose texts may form a block.
 _SIMPLE = (TextClassificationParams, FeatureExtractionParams)
-_OF_ITEMS = ("prepare", "prepare_many", "cost", "collate", "finish", "finish_many", "labels")
 
 
 class TextOptions(MultiTaskOptions, frozen=True):
@@ -111,7 +110,7 @@ class TextModel(MultiTaskModel):
 
     def prepare_block(self, contents: Sequence[str], params: Mapping[str, msgspec.Struct]) -> TextBlock | None:
         """Tokenise the texts of classifications and embeddings. A feature cache needs a digest of each text."""
-        own = any(getattr(type(self), name) is not getattr(TextModel, name) for name in _OF_ITEMS)
+        own = any(getattr(type(self), name) is not getattr(TextModel, name) for name in OF_ITEMS)
         if own or self.knows_contents or not all(type(chosen) in _SIMPLE for chosen in params.values()):
             return None
         if any(getattr(chosen, "explain", False) for chosen in params.values()):

@@ -12,7 +12,7 @@ from workers.models.interface.text_block import ALONE, TextBlock
 
 if TYPE_CHECKING:
     from workers.models.huggingface.tokenizing import Tokenizing
-    from workers.models.interface.model import Array
+    from workers.models.interface.model import Array, Arrays
 
 
 class TokenRows(NamedTuple):
@@ -49,6 +49,18 @@ def _of(rows: TokenRows, sizes: Array, row_of: Array, kept: Array) -> TextBlock:
     own = np.repeat(kept, sizes)
     left = sizes[kept]
     return TextBlock(left, places[row_of], TokenRows(rows.ids[own], np.concatenate([[0], np.cumsum(left)])))
+
+
+def sequences(parts: Sequence[tuple[TokenRows, Array]], tasks: Sequence[str]) -> Arrays:
+    """Return the arrays of `token_sequences.collate` for some rows of each part, which need their own tokens alone."""
+    lengths = np.concatenate([np.diff(data.begins)[rows] for data, rows in parts]).astype(np.int32)
+    ids = [data.ids[data.begins[row] : data.begins[row + 1]] for data, rows in parts for row in rows.tolist()]
+    every, one_each = np.arange(len(lengths), dtype=np.int32), np.ones(len(lengths), dtype=np.int32)
+    together = np.concatenate(ids)
+    batch = {"ids": together, "types": np.zeros(len(together), dtype=np.uint8), "lengths": lengths}
+    for task in tasks:
+        batch |= {f"count/{task}": one_each, f"of/{task}": every}
+    return batch
 
 
 def padded(parts: Sequence[tuple[TokenRows, Array]], pad_id: int) -> tuple[Array, Array]:
