@@ -15,7 +15,17 @@ import msgspec
 from producers.edge.site import LEASE_S, Site
 from producers.wire.edge.edge_settings import EDGE
 from producers.wire.errors import BrokerUnavailable, InvalidMessage
-from producers.wire.messages import JSON, UNREADABLE, BadItem, Envelope, Priority, decode, decode_bytes, named, outline
+from producers.wire.messages import (
+    JSON,
+    UNREADABLE,
+    BadItem,
+    Envelope,
+    Priority,
+    decode,
+    named,
+    outline,
+    stored_envelope,
+)
 from producers.wire.packing import weight
 from producers.wire.publisher import as_unavailable
 from producers.wire.queues import PRIORITY_STEPS, RefusedMessage, note_refused, redis_key
@@ -102,7 +112,7 @@ class CascadeIntake:
     async def _act(self, id_: str, claimed: Claimed) -> None:
         if claimed.verdict is Claim.WORK:
             try:
-                envelope, bad = decode(decode_bytes(claimed.payload or b"", claimed.content_type))
+                envelope, bad = stored_envelope(claimed.payload or b"", claimed.content_type)
             except InvalidMessage as error:
                 kind = {"kind": "InvalidMessage", "message": str(error)}
                 await self._site.ask(lambda store: store.note_failure(id_, worker=self._site.worker, error=kind))

@@ -31,7 +31,7 @@ from producers.wire.edge.edge_settings import EDGE, EdgeSettings, edge_settings
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded, without_text
 from producers.wire.fleet_file import beside, read_toml, typed
 from producers.wire.live_nodes import NODES, node_key
-from producers.wire.messages import REFERENCE
+from producers.wire.messages import COLUMNS
 from producers.wire.publisher import Publisher, as_unavailable
 from results_store.errors import StoreUnavailable
 from results_store.store import Store
@@ -160,7 +160,7 @@ def _tell(site: Site) -> None:
         "device": "forwarder",
         "models": {EDGE: {"revision": "cascade"}},
         "loaded": [EDGE],
-        "reads": REFERENCE,
+        "reads": COLUMNS,
         "at": time.time(),
     }
     redis = site.publisher.redis

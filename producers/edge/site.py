@@ -12,7 +12,7 @@ from producers.client.async_client import AsyncClient
 from producers.edge.departure import Roots
 from producers.edge.site_clock import SiteClock
 from producers.wire.edge.edge_settings import EdgeSettings
-from producers.wire.messages import Item, decode, decode_bytes
+from producers.wire.messages import Item, stored_envelope
 from producers.wire.publisher import Publisher
 from results_store.store import Store
 
@@ -58,7 +58,7 @@ class Site:
         found = await self.ask(lambda store: store.inputs([envelope]))
         if envelope not in found:
             return {}
-        items = await asyncio.to_thread(lambda: decode(decode_bytes(*found[envelope]))[0].items)
+        items = await asyncio.to_thread(lambda: stored_envelope(*found[envelope])[0].items)
         return {item.seq: item for item in items}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from producers.wire.messages import REFERENCE, VERSION
+from producers.wire.messages import COLUMNS, REFERENCE, VERSION
 from producers.wire.queues import read
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ LOOK_EVERY_S = 2.0
 
 
 class ServedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that a node serves."""
+    """A model that a node serves. It computes so many texts of an envelope in columns in a short time; 0: no such."""
 
     revision: str = ""
+    in_columns: int = 0
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +87,9 @@ class LiveNodes:
         self.read = VERSION
         #: The models that live nodes serve. None: a node has not announced them yet, or there is no node.
         self.models: frozenset[str] | None = None
+        #: The most items of an envelope in columns, by model: of the slowest node that serves it, if every node reads
+        #: columns. While there is no node, as before.
+        self.in_columns: Mapping[str, int] = {}
 
     @property
     def due(self) -> bool:
@@ -114,10 +118,19 @@ class LiveNodes:
     def _note(self, found: Mapping[str, bytes | None]) -> None:
         nodes = [_read(said) for said in found.values() if said is not None]
         self.read = min((node.reads for node in nodes), default=REFERENCE)
+        if nodes:
+            self.in_columns = _in_columns(nodes) if self.read >= COLUMNS else {}
         known = all(node.models for node in nodes) and nodes
         self.models = frozenset(name for node in nodes for name in node.models) if known else None
         self._names = list(found)
         self._due_at = time.monotonic() + LOOK_EVERY_S
+
+
+def _in_columns(nodes: Sequence[Announcement]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, model in (served for node in nodes for served in node.models.items()):
+        found[name] = min(model.in_columns, found.get(name, model.in_columns))
+    return found
 
 
 def _read(said: bytes) -> Announcement:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,7 +21,7 @@ import msgspec
 from producers.wire.connection import masked
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from producers.wire.live_nodes import LiveNodes
-from producers.wire.messages import JSON, MSGPACK, REFERENCE, Priority, Reference, new_id
+from producers.wire.messages import COLUMNAR, JSON, MSGPACK, REFERENCE, Priority, Reference, new_id
 from producers.wire.queues import TASK, queue_name, redis_key
 from producers.wire.sockets import KEEPALIVE, sentinel_options, sentinels, unix_socket
 from results_store.sql.engines.forks import at_fork
@@ -93,13 +93,13 @@ def message(
 ) -> Message:
     """Return an envelope's Redis list and the message to push there: with its body, or only a reference to the store.
 
-    A `durable` envelope has a row in the store. An envelope without a body is always a reference. The reconciler reads
-    the time `at` from the message, by the store's clock; by default it is the sender's time now.
+    A `durable` envelope has a row in the store. An envelope without a body, or in columns, is always a reference. The
+    reconciler reads the time `at` from the message, by the store's clock; by default it is the sender's time now.
 
     Flower shows `about` (``64 items, sentiment+topic``) beside the envelope's model, priority and job. The inputs are
     never shown.
     """
-    by_name = reference or not envelope.payload
+    by_name = reference or not envelope.payload or envelope.content_type == COLUMNAR
     payload, content_type = _reference(envelope) if by_name else (envelope.payload, envelope.content_type)
     before, after = _FRAMES[content_type]
     priority = Priority(envelope.priority)
@@ -189,6 +189,11 @@ class Publisher:
         The knowledge is as old as the last look: of the last `publish`, but for two seconds, or of `check`.
         """
         return self._nodes.read >= REFERENCE
+
+    @property
+    def in_columns(self) -> Mapping[str, int]:
+        """The most items of an envelope in columns, by model; empty unless every live node reads columns."""
+        return self._nodes.in_columns
 
     @property
     def served(self) -> frozenset[str] | None:

@@ -126,11 +126,11 @@ class Rig:
         self.batcher.stop()
         self.writer.close()
 
-    def accept(self, **changes: Any) -> Envelope:
+    def accept(self, *, in_columns: bool = False, **changes: Any) -> Envelope:
         """Accept three texts, as a client does, and return what the store holds."""
         envelope = made(**changes)
         job = NewJob(id=envelope.job, priority=0, created_at=1.0)
-        self.store.add_envelopes([outbox_row(envelope, 0)], jobs=[job])
+        self.store.add_envelopes([outbox_row(envelope, 0, in_columns=in_columns)], jobs=[job])
         return envelope
 
     def _record(self, batch: Batch) -> None:

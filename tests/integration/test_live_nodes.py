@@ -13,13 +13,13 @@ from redis import Redis
 
 from producers import Client
 from producers.wire import live_nodes
-from producers.wire.messages import REFERENCE, VERSION, Priority
+from producers.wire.messages import COLUMNAR, COLUMNS, REFERENCE, VERSION, Priority
 from producers.wire.publisher import Publisher, message
 from producers.wire.queues import redis_key
 from results_store.store import Store
 from tests.integration.rows import new_envelope, run_together
 from workers.node import presence
-from workers.node.presence import NodeState
+from workers.node.presence import ModelState, NodeState
 
 
 @pytest.fixture
@@ -87,6 +87,38 @@ def test_references_are_for_fleets_that_read_them(publisher: Publisher, broker_u
         redis.delete("argosy.node.old")  # as it expires once the node is gone
     publisher.look()
     assert publisher.by_reference
+
+
+def test_columns_are_as_long_as_the_slowest_node_likes(publisher: Publisher, broker_url: str) -> None:
+    """While every node reads them; without any node, as before."""
+
+    def tell(name: str, *, reads: int = COLUMNS, **texts: int) -> None:
+        models = {model: ModelState(revision="1", in_columns=most) for model, most in texts.items()}
+        presence.tell(publisher, NodeState(name=name, device="cpu", models=models, reads=reads))
+        publisher.look()
+
+    publisher.look()
+    assert publisher.in_columns == {}
+    tell("fast", text=1024, other=5)
+    tell("slow", text=200)
+    assert publisher.in_columns == {"text": 200, "other": 5}
+    tell("older", reads=REFERENCE)
+    assert publisher.in_columns == {}
+    presence.leave(publisher, "older")
+    presence.leave(publisher, "slow")
+    publisher.look()
+    presence.leave(publisher, "fast")
+    publisher.look()
+    assert publisher.in_columns == {"text": 1024, "other": 5}
+    announce_as_before(broker_url, "old")
+    publisher.look()
+    assert publisher.in_columns == {}
+
+
+def test_columns_are_always_named_by_a_reference() -> None:
+    """Celery reads no such body."""
+    _, data = message(new_envelope("e0", content_type=COLUMNAR, payload=b"\xff"), reference=False)
+    assert raw(data)["version"] == REFERENCE
 
 
 def test_nothing_is_known_before_the_first_look(publisher: Publisher) -> None:

@@ -17,6 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from producers.wire.messages import MSGPACK, VERSION, Envelope, Item, Priority, decode, decode_bytes
+from producers.wire.packing import outbox_row
 from results_store.errors import SchemaMismatch, StoreError
 from results_store.gateway.gateway_files import StoredFile
 from results_store.migrations.run import configuration, downgrade, upgrade
@@ -463,3 +465,27 @@ def test_sqlite_logs_ahead_so_that_readers_never_wait(sqlite_url: str) -> None:
         with found.write(Weight.ACCEPTED):
             assert store.job("job").items == 1
         found.close()
+
+
+def test_envelopes_in_columns_have_items_on_the_way_back(store_url: str) -> None:
+    """The older version computes them, and replays those that failed."""
+    found = database(store_url)
+    upgrade(found)
+    items = [Item(seq, f"é {seq}", ("topic",), {"topic": {"top_k": 2}}, key) for seq, key in ((3, None), (5, "k"))]
+    usual = {"version": VERSION, "job": "job", "model": "text", "priority": Priority.BULK, "tenant": "t"}
+    sent = [
+        Envelope(**usual, id=id_, queued_at=1.5, deadline_at=9.0, items=tuple(own))  # type: ignore[arg-type]
+        for id_, own in (("a", items), ("b", items[:1]))
+    ]
+    with Store(store_url) as store:
+        store.add_envelopes([outbox_row(one, 0, in_columns=True) for one in sent], jobs=[new_job()])
+
+    downgrade(found, "0016")
+
+    with found.read() as connection:
+        there = connection.execute(text("SELECT payload, content_type FROM payloads ORDER BY envelope")).all()
+    assert [decode(decode_bytes(bytes(payload), content_type)) for payload, content_type in there] == [
+        (one, []) for one in sent
+    ]
+    assert {row.content_type for row in there} == {MSGPACK}
+    found.close()

@@ -11,7 +11,7 @@ import msgspec
 from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.work import Group
 from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
-from workers.node.intake import LEFT_S, URGENT_LEFT_S, Listed, SharedIntake
+from workers.node.intake import LEFT_S, UNKNOWN_IN_COLUMNS, URGENT_LEFT_S, Listed, SharedIntake
 from workers.node.peers import SILENT_S, ModelWork, NodeWork, Peers
 
 URGENT, STANDARD, BULK = ("argosy.text", 0), ("argosy.text", 3), ("argosy.text", 9)
@@ -204,3 +204,16 @@ def test_nonsense_of_another_program_is_no_peer() -> None:
         {b"x": b"\xff", b"y": b'{"number": "two"}', b"z": ENDLESS, b"me": msgspec.json.encode(NodeWork(number=1))}
     )
     assert node.peers.living() == []
+
+
+def test_an_envelope_in_columns_is_half_a_second_of_work() -> None:
+    """By the texts that came; before the first, by a usual text."""
+    node = Node(FAST)
+    assert node.intake.in_columns("text") == 125
+    node.rates["text"] = WorkRate(row_s=1e-6, batch_rows=64)
+    assert node.intake.in_columns("text") == 500_000
+    node.rates["text"] = WorkRate(row_s=2.0, batch_rows=64)
+    assert node.intake.in_columns("text") == 1
+    assert node.intake.in_columns("other") == UNKNOWN_IN_COLUMNS
+    node.rates["other"] = WorkRate(cost_s=0.0001, batch_rows=64, batch_cost=1024)
+    assert node.intake.in_columns("other") == 78

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from workers.batching.block_batches import BlockBatch
 from workers.batching.microbatch import MicroBatch
-from workers.batching.work import Entry, Failed
+from workers.batching.work import Entry, Failed, TakenApart
 from workers.models.interface.class_calls import ClassHung
 from workers.models.interface.model import LoadingFailed
 from workers.models.interface.returned import WrongReturn
@@ -50,8 +51,10 @@ class Suspects:
 
     def raised(self, batch: MicroBatch, kind: str, message: str, traceback: str) -> None:
         """Handle a failed batch on a living device: a lone item has failed, several are halved, unless no item was at
-        fault.
+        fault. A part of a block is taken apart.
         """
+        if _taken_apart(batch):
+            return
         if len(batch.entries) > 1 and kind != LoadingFailed.__name__:
             self._halve(batch)
             return
@@ -62,6 +65,8 @@ class Suspects:
 
     def died(self, batch: MicroBatch, kind: str, message: str) -> None:
         """Handle the loss of the device during a batch. A lone item fails the second time, or at once if it hung."""
+        if _taken_apart(batch):
+            return
         if len(batch.entries) > 1:
             self._halve(batch)
             return
@@ -81,3 +86,12 @@ class Suspects:
     def _halve(self, batch: MicroBatch) -> None:
         middle = len(batch.entries) // 2
         self._groups.extendleft((batch.entries[middle:], batch.entries[:middle]))
+
+
+def _taken_apart(batch: MicroBatch) -> bool:
+    """Take a part of a block apart, if the batch is one: its texts come again as items, and are halved as such."""
+    if not isinstance(batch, BlockBatch):
+        return False
+    for entry in batch.entries:
+        entry.finish(TakenApart())
+    return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,16 @@ class BatchRun:
     idle_s: float
     cached_rows: int
     host_s: float | None = None
+
+
+class BatchFigures(NamedTuple):
+    """The part of a batch's record that its items decide. `wait_s` is their mean wait."""
+
+    items: int
+    wait_s: float
+    heads: dict[str, int]
+    priorities: dict[str, int]
+    trace: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -76,12 +86,16 @@ class MicroBatch:
         return self.entries[0].waiting.priority
 
     @property
+    def row_count(self) -> int:
+        return len(self.rows)
+
+    @property
     def padded_cost(self) -> int:
         return len(self.rows) * max(row.size for row in self.rows)
 
     @property
     def shape(self) -> BatchShape:
-        return BatchShape(self.padded_cost, len(self.rows), sum(len(rows) for rows in self.wanted.values()))
+        return BatchShape(self.padded_cost, self.row_count, sum(len(rows) for rows in self.wanted.values()))
 
     @property
     def amount(self) -> Amount:
@@ -115,9 +129,7 @@ class MicroBatch:
 
     def record(self, ran: BatchRun, *, model: str, revision: str, device: str, worker: str) -> Batch:
         """Return the flight recorder's row for this batch, once it has run."""
-        heads = Counter(task for entry in self.entries for task in entry.tasks)
-        priorities = Counter(str(entry.waiting.priority) for entry in self.entries)
-        waits = [self.formed_at - entry.waiting.arrived_at for entry in self.entries]
+        figures = self._figures()
         return Batch(
             id=self.id,
             model=model,
@@ -126,18 +138,28 @@ class MicroBatch:
             worker=worker,
             started_at=ran.ended_at - ran.forward_s,
             forward_s=ran.forward_s,
-            queue_wait_s=sum(waits) / len(waits),
-            items=len(self.entries),
-            rows=len(self.rows),
-            tokens=sum(row.size for row in self.rows),
+            queue_wait_s=figures.wait_s,
+            items=figures.items,
+            rows=self.row_count,
+            tokens=int(self.amount.cost),
             padded_tokens=self.padded_cost,
-            heads=dict(heads),
-            priorities=dict(priorities),
+            heads=figures.heads,
+            priorities=figures.priorities,
             idle_s=ran.idle_s,
             predicted_s=self.predicted_s,
             cached_rows=ran.cached_rows,
-            trace=self._trace(waits),
+            trace=figures.trace,
             host_s=ran.host_s,
+        )
+
+    def _figures(self) -> BatchFigures:
+        waits = [self.formed_at - entry.waiting.arrived_at for entry in self.entries]
+        return BatchFigures(
+            items=len(self.entries),
+            wait_s=sum(waits) / len(waits),
+            heads=dict(Counter(task for entry in self.entries for task in entry.tasks)),
+            priorities=dict(Counter(str(entry.waiting.priority) for entry in self.entries)),
+            trace=self._trace(waits),
         )
 
     def _trace(self, waits: Sequence[float]) -> dict[str, Any]:

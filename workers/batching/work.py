@@ -53,14 +53,19 @@ class Superseded:
     """The model has a newer version than the item was prepared for: it is prepared again and waits again."""
 
 
-Outcome: TypeAlias = Computed | Failed | Expired | Cancelled | Interrupted | Superseded
+@dataclass(frozen=True, slots=True)
+class TakenApart:
+    """A part of a block was not computed, whatever the reason: its items are prepared, and wait, one by one."""
+
+
+Outcome: TypeAlias = Computed | Failed | Expired | Cancelled | Interrupted | Superseded | TakenApart
 
 
 class Group:
     """The entries of an envelope. Only the batcher's thread counts down; the envelope's thread waits."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        self.entries = entries
+        self.entries = list(entries)
         self._left = len(entries)
         self._done = threading.Event()
         if not entries:
@@ -69,8 +74,14 @@ class Group:
             entry.group = self
 
     def wait(self) -> None:
-        """Block until every entry has its outcome."""
+        """TextBlock until every entry has its outcome."""
         self._done.wait()
+
+    def join(self, entry: Entry) -> None:
+        """Add an entry, a part of an entry that waits."""
+        self._left += 1
+        self.entries.append(entry)
+        entry.group = self
 
     def count_down(self) -> None:
         self._left -= 1

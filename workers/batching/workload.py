@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from workers.batching.blame import Suspects
+from workers.batching.block_batches import BlockBatch, BlockEntry
 from workers.batching.joining_requests import JoiningRequests
 from workers.batching.microbatch import BatchRun, MicroBatch
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import AT_ONCE, Need
-from workers.batching.planning.scheduler import Scheduler
+from workers.batching.planning.scheduler import Chosen, Scheduler
 from workers.batching.planning.stage_times import Stages
 from workers.batching.planning.work_seconds import Amount, WorkRates
 from workers.batching.roster import ServedModel
@@ -186,7 +187,7 @@ class Workload:
         busy_s = self._given.busy_s(running_s, overtaking=behind is not None)
         decision = self._scheduler.next(now, now + busy_s if self.running else None, overtaking=behind)
         _expire(decision.expired)
-        return MicroBatch(decision.batch.items, now, decision.batch) if decision.batch else None
+        return _formed(decision.batch, now) if decision.batch else None
 
     def began(self, batch: MicroBatch) -> None:
         """Record that the device was given a batch."""
@@ -238,13 +239,18 @@ class Workload:
         if self._joining.has(batch.model):
             return self._joining.shrink(batch)
         budget = self._scheduler.budget(batch.model)
-        smaller = budget.halved(batch.padded_cost, len(batch.rows))
+        smaller = budget.halved(batch.padded_cost, batch.row_count)
         self._scheduler.bound(batch.model, smaller)
         return smaller
 
 
 def _steps(served: ServedModel) -> bool:
     return isinstance(served.model, StepwiseModel)
+
+
+def _formed(chosen: Chosen[Entry], now: float) -> MicroBatch:
+    form = BlockBatch if isinstance(chosen.items[0], BlockEntry) else MicroBatch
+    return form(chosen.items, now, chosen)
 
 
 def _expire(entries: Iterable[Entry]) -> None:

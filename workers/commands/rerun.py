@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from producers.wire.errors import ConfigurationError
-from producers.wire.messages import Envelope, decode, decode_bytes
+from producers.wire.messages import Envelope, stored_envelope
 from results_store.records import Batch, Result, ResultState
 from results_store.store import Store
 from workers.batching.microbatch import MicroBatch
@@ -111,7 +111,7 @@ def _envelopes(store: Store, stored: Sequence[Result]) -> dict[str, Envelope]:
         raise CannotRerun(
             f"the inputs of envelope {min(missing)} are not kept: it was not durable, or its inputs were deleted"
         )
-    decoded = {id_: decode(decode_bytes(*payload))[0] for id_, payload in kept.items()}
+    decoded = {id_: stored_envelope(*payload)[0] for id_, payload in kept.items()}
     return {id_: msgspec.structs.replace(envelope, deadline_at=None) for id_, envelope in decoded.items()}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from producers.wire.errors import InputUnavailable, InvalidInput, InvalidMessage
-from producers.wire.messages import DerivedInput, InlineBytes, Input, Item, decode, decode_bytes
+from producers.wire.messages import DerivedInput, InlineBytes, Input, Item, stored_envelope
 from producers.wire.pipelines.selectors import SELECTORS, CropOptions, PromptOptions, derived, prompted
 from results_store.records import Result
 from results_store.store import Store
@@ -146,7 +146,7 @@ class Derivation:
             kept = self._store.inputs(ids)
         for id_, payload in kept.items():
             try:
-                envelope, _ = decode(decode_bytes(*payload))
+                envelope, _ = stored_envelope(*payload)
             except InvalidMessage:
                 continue  # items that need it fail with InputUnavailable
             self._items |= {(id_, item.seq): item for item in envelope.items}

@@ -1,6 +1,7 @@
 """The life of an envelope in a worker.
 
 name → claim → decode → divide; for each portion fetch inputs → prepare → batch → finish → store; in the end tell.
+Plain texts of bulk take the steps from prepare to finish together, as a block (`workers.envelope.block_results`).
 
 docs/lifecycle.md describes these steps. The failure of an item is its result; the failure of a whole envelope is
 raised.
@@ -19,17 +20,18 @@ from typing import Any, Protocol
 import msgspec
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, decode_bytes, named, outline
+from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, named, outline, stored_envelope
 from results_store.errors import InvalidRow
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
-from results_store.records import Claim, Claimed, Result, Transaction
+from results_store.records import Claim, Claimed, Result, ResultState, Transaction
 from results_store.sql.chunks.packed_rows import packed
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
 from workers.batching.steady_clock import steady_time
-from workers.batching.work import Group, Interrupted, Superseded
+from workers.batching.work import Entry, Group, Interrupted, Superseded
 from workers.envelope import outcomes
+from workers.envelope.block_results import BlockRun
 from workers.envelope.derivation import Derivation
 from workers.envelope.gate import EnvelopeInterrupted, Gate
 from workers.envelope.portions import Portion, portions, reduced
@@ -81,17 +83,19 @@ class Execution(Preparation):
         envelope, bad_items = self.decode(raw, message, claimed)
         envelope = later.due(timed(envelope, claimed))
         results: list[Result] = []
-        refused = [*outcomes.malformed(envelope, bad_items), *later.refused]
+        refused, in_chunks = [*outcomes.malformed(envelope, bad_items), *later.refused], 0
         may_return = claimed.verdict is Claim.WORK and not claimed.alone
+        in_block = may_return and not reply
         with self.gate.passing(alone=claimed.alone):
             for portion in self.divide(envelope, claimed, refused):
                 inputs = self.fetch_inputs(portion.envelope)
-                items = self.prepare(portion.envelope, inputs)
-                items = self.batch(portion.envelope, items, inputs, partial(on_submit, may_return=may_return))
+                block = self.prepare_block(portion.envelope, inputs) if in_block else None
+                items = self.prepare(portion.envelope, inputs, block.alone if block else None)
+                items = self.batch(portion.envelope, items, inputs, partial(on_submit, may_return=may_return), block)
                 portion.results.extend(later.kept(self.finish(portion.envelope, items, inputs.turn)))
-                self.store(portion, claimed.verdict, items, later)
+                in_chunks += self.store(portion, claimed.verdict, items, later, block)
                 results += portion.results
-        return self.tell(envelope, claimed.verdict, results, later.number, reply=reply)
+        return self.tell(envelope, claimed.verdict, results, in_chunks, later.number, reply=reply)
 
     def name(self, raw: object) -> Named:
         """Return the envelope that the message names. Raises InvalidMessage."""
@@ -114,24 +118,23 @@ class Execution(Preparation):
         InputsGone.
         """
         try:
-            return self._decoded(self._body(raw, message, claimed))
+            return self._served(*self._stored(raw, message, claimed))
         except (InvalidMessage, InputsGone):
             if claimed.verdict in (Claim.CANCELLED, Claim.DEAD):
                 return outline(message.id, claimed.payload, claimed.content_type), []
             raise
 
-    def _body(self, raw: object, message: Named, claimed: Claimed) -> object:
+    def _stored(self, raw: object, message: Named, claimed: Claimed) -> tuple[Envelope, list[BadItem]]:
         if claimed.verdict is not Claim.UNKNOWN:
             if claimed.payload is None:
                 raise InputsGone(f"envelope {message.id}: its inputs are no longer stored; submit its items again")
-            return decode_bytes(claimed.payload, claimed.content_type)
+            return stored_envelope(claimed.payload, claimed.content_type)
         if message.durable and (message.items is None or self.database.retention.existing([message.job])):
             # an altered message: the reconciler publishes the real one again
             raise InvalidMessage(f"envelope {message.id} is not in the store: altered, or its job was purged")
-        return raw
+        return decode(raw)
 
-    def _decoded(self, raw: object) -> tuple[Envelope, list[BadItem]]:
-        envelope, bad_items = decode(raw)
+    def _served(self, envelope: Envelope, bad_items: list[BadItem]) -> tuple[Envelope, list[BadItem]]:
         models = self.offer.now.models
         if envelope.model not in models:
             served = ", ".join(models)
@@ -155,28 +158,52 @@ class Execution(Preparation):
         items: Sequence[PreparedItem],
         inputs: Derivation,
         on_submit: Callable[[Envelope, Group], object],
+        block: BlockRun | None = None,
     ) -> list[PreparedItem]:
-        """Wait for the items' outcomes. Items whose model has a new version are prepared again and wait again."""
+        """Wait for the outcomes of the items and of the block. Return the items with those that were taken apart.
+
+        Items whose model has a new version are prepared again and wait again.
+        """
         items, outdated = list(items), list(range(len(items)))
-        while outdated:
+        whole: list[Entry] = [block.entry] if block else []
+        while outdated or whole:
             with doing("waiting for its batches", math.inf):
-                group = self.batcher.submit([entry for n in outdated if (entry := items[n].entry)])
+                group = self.batcher.submit([*whole, *(entry for n in outdated if (entry := items[n].entry))])
                 on_submit(envelope, group)
                 group.wait()
             outdated = [n for n in outdated if (entry := items[n].entry) and isinstance(entry.outcome, Superseded)]
+            if block and whole:
+                with inputs.turn:
+                    block.settle(self.calls)
+                outdated += range(len(items), len(items) + len(block.apart))
+                items += [PreparedItem(item, []) for item in block.apart]
+                whole = []
             with inputs.turn:
                 again = self.prepare_items(envelope, [items[n].item for n in outdated], inputs)
             for n, item in zip(outdated, again, strict=True):
                 items[n] = item
         return items
 
-    def store(self, portion: Portion, claim: Claim, items: Sequence[PreparedItem], later: PostponedWork) -> None:
-        """Commit the portion's results, and with the last portion the envelope's end, or the work that comes later.
+    def store(
+        self,
+        portion: Portion,
+        claim: Claim,
+        items: Sequence[PreparedItem],
+        later: PostponedWork,
+        block: BlockRun | None = None,
+    ) -> int:
+        """Commit the portion's results and those of its block, and with the last portion the envelope's end, or the
+        work that comes later.
+
+        Return the number of results of the block that went in chunks.
 
         Raises EnvelopeInterrupted if the worker did not finish the portion.
         """
         envelope = portion.envelope
         interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
+        if block:
+            interrupted |= block.interrupted
+            portion.results.extend(block.results)
         last = portion.last and not interrupted
         left = later.postponement() if last else None
         ended = (envelope.id,) if last and left is None else ()
@@ -185,6 +212,9 @@ class Execution(Preparation):
         urgent = envelope.priority is Priority.INTERACTIVE
         simple = claim is Claim.WORK and not (urgent or interrupted or envelope.pipeline)
         chunks, rows = packed(portion.results) if simple and self.database.stores_chunks else ([], portion.results)
+        if block and block.chunks:
+            # other results of the same tasks are rows, since a task has a single chunk; so are those of a part
+            chunks, rows = (block.chunks, portion.results) if simple else ([], [*block.unpacked(), *portion.results])
         transaction = Transaction(
             results=rows,
             chunks=chunks,
@@ -200,22 +230,36 @@ class Execution(Preparation):
             writer.commit(transaction)
         except InvalidRow:  # an answer of a class of its own: its neighbours are right
             portion.results[:] = [outcomes.storable(row) for row in portion.results]
-            writer.commit(transaction._replace(results=portion.results, chunks=()))
+            whole = block.chunks if block and simple else ()
+            writer.commit(transaction._replace(results=portion.results, chunks=whole))
         if interrupted:
             # the computed results are stored: the unique key prevents a second write by the next run
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; the envelope returns to its queue")
+        return sum(len(chunk.seqs) for chunk in block.chunks) if block else 0
 
     def _writer(self, *, urgent: bool) -> Writer:
         return self.urgent_writer if urgent else self.writer
 
     def tell(
-        self, envelope: Envelope, claim: Claim, results: Sequence[Result], postponed: int = 0, *, reply: bool = False
+        self,
+        envelope: Envelope,
+        claim: Claim,
+        results: Sequence[Result],
+        in_chunks: int = 0,
+        postponed: int = 0,
+        *,
+        reply: bool = False,
     ) -> dict[str, Any]:
-        """Return the summary for Celery. The writer has already announced the commit to the producers."""
+        """Return the summary for Celery; `in_chunks` results of blocks succeeded beside the others.
+
+        The writer has already announced the commit to the producers.
+        """
         summary: dict[str, Any] = {"items": len(envelope.items)}
         if claim is Claim.DEAD:
             return summary | {"dead": len(results)}
-        summary |= Counter(row.state.value for row in results)
+        counts = Counter(row.state.value for row in results)
+        counts[ResultState.SUCCEEDED.value] += in_chunks
+        summary |= +counts
         summary |= {"postponed": postponed} if postponed else {}
         return summary | {"results": [plain(row) for row in results]} if reply else summary
 

@@ -19,6 +19,7 @@ from results_store.errors import StoreUnavailable
 from results_store.loops.loop import note
 from results_store.records import Result, ResultState
 from results_store.store import Store
+from workers.batching.block_batches import BlockEntry
 from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
 from workers.batching.serving import served_explainers
@@ -27,6 +28,7 @@ from workers.batching.steady_clock import steady_time
 from workers.batching.work import Entry
 from workers.device.devices import available_cores
 from workers.envelope import outcomes
+from workers.envelope.block_results import BlockRun, may_have_block
 from workers.envelope.derivation import Derivation
 from workers.envelope.gate import EnvelopeInterrupted
 from workers.envelope.input_limits import InputLimits
@@ -94,10 +96,49 @@ class Preparation:
         """Read the earlier results from which the envelope's inputs derive, all at once. Raises StoreUnavailable."""
         return self.derivation(envelope.job, envelope.items, self.turn(envelope))
 
-    def prepare(self, envelope: Envelope, inputs: Derivation) -> list[PreparedItem]:
-        """Check and prepare the envelope's items, in its turn. Raises StoreUnavailable."""
+    def prepare_block(self, envelope: Envelope, inputs: Derivation) -> BlockRun | None:
+        """Prepare the envelope's items together, in its turn, if they may form a block and their model makes one."""
+        if not self.database.stores_chunks or not may_have_block(envelope):
+            return None
         with inputs.turn:
-            return self.prepare_items(envelope, envelope.items, inputs)
+            note("preparing a block", STEP_LIMIT_S)
+            try:
+                return self._block(envelope)
+            except Exception as error:  # noqa: BLE001 - the items show which of them is at fault
+                where = without_text(error)
+                logger.warning("envelope %s: its items are prepared one by one: %s", envelope.id, where)
+                return None
+
+    def _block(self, envelope: Envelope) -> BlockRun | None:
+        offer, first, now = self.offer.now, envelope.items[0], steady_time()
+        params, refused = _params(offer, envelope, first)
+        most = min(self.limits.max_text_chars, offer.catalogue.limits.max_text_chars)
+        plain = all(task.kind.modality == "text" and not task.kind.makes_files for task in params)
+        texts = [item.input for item in envelope.items if type(item.input) is str]
+        usable = all(0 < len(text) <= most and not text.isspace() for text in texts)
+        late = envelope.deadline_at is not None and envelope.deadline_at <= now
+        if refused or not plain or not usable or late:
+            return None
+        served = offer.models[served_explainers.way(offer.models, envelope.model, params.values())]
+        own = {task.name: chosen for task, chosen in params.items()}
+        block = self.calls.call(served.model, "prepare_block", served.model.prepare_block, texts, own)
+        if isinstance(block, Exception):
+            raise block
+        if block is None or not len(block.sizes):
+            return None
+        waiting = Waiting(
+            served.key, int(envelope.priority), 0, now, deadline_at=envelope.deadline_at, tenant=envelope.tenant
+        )
+        seqs = [item.seq for item in envelope.items]
+        entry = BlockEntry.of(block, seqs, tuple(own), waiting, job=envelope.job)
+        return BlockRun(envelope, served, params, block, entry)
+
+    def prepare(
+        self, envelope: Envelope, inputs: Derivation, items: Sequence[Item] | None = None
+    ) -> list[PreparedItem]:
+        """Check and prepare the envelope's items, or some of them, in its turn. Raises StoreUnavailable."""
+        with inputs.turn:
+            return self.prepare_items(envelope, envelope.items if items is None else items, inputs)
 
     def prepare_items(self, envelope: Envelope, items: Sequence[Item], derivation: Derivation) -> list[PreparedItem]:
         """Check and prepare items. The error of an item is in its results.

@@ -180,6 +180,6 @@ class HeldEnvelopes:
 
 
 def _work(group: Group | None, *, left: bool) -> Amount:
-    entries = group.entries if group else ()
+    entries = list(group.entries) if group else ()  # the batcher's thread may cut blocks meanwhile
     wanted = [entry.waiting for entry in entries if not (left and entry.outcome)]
-    return Amount(sum(one.cost for one in wanted), len(wanted), sum(one.heads for one in wanted))
+    return Amount(sum(one.cost for one in wanted), sum(one.rows for one in wanted), sum(one.heads for one in wanted))

@@ -40,6 +40,16 @@ URGENT_LEFT_S = 0.05
 LEFT_S = 5.0
 
 
+#: An envelope in columns takes at most so many seconds of a node's work: it can be given back, but not divided.
+COLUMNS_S = 0.5
+
+#: The most texts of an envelope in columns until a node knows its costs, as after its first batches.
+UNKNOWN_IN_COLUMNS = 256
+
+#: A text of bulk, until a node has seen some: its tokens, and two tasks.
+_TEXT = Amount(64.0, 1.0, 2.0)
+
+
 class ChosenLists(NamedTuple):
     """The lists to take from. With `newest`, from their ends; `all` says that no list was left out.
 
@@ -201,6 +211,14 @@ class SharedIntake:
             if coming > 0 and priority != Priority.INTERACTIVE:
                 found[priority] += coming * _seconds(rates.get(model), self._usual(model))
         return dict(found)
+
+    def in_columns(self, model: str) -> int:
+        """Return the most texts of an envelope in columns, so that it takes this node at most `COLUMNS_S`."""
+        rate, usual = self._batcher.rates.get(model), self._held.usual.get(model, _TEXT)
+        if rate is None or not usual.rows:
+            return UNKNOWN_IN_COLUMNS
+        text_s = rate.seconds(usual) / usual.rows
+        return max(1, int(COLUMNS_S / max(text_s, 1e-6)))
 
     # --- what it gives back ---
 

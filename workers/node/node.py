@@ -19,9 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
-from producers.wire.messages import REFERENCE, Priority, named
+from producers.wire.messages import COLUMNS, Priority, named
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
@@ -44,6 +46,7 @@ from workers.envelope.preparation_turns import STEP_LIMIT_S
 from workers.envelope.streams import Item, Streams
 from workers.models.decoding.decoder_pool import DecoderPool
 from workers.models.interface.class_calls import ClassCalls
+from workers.models.interface.model import Model
 from workers.models.sources import model_source
 from workers.node import declared_settings, presence
 from workers.node.done_notices import DoneNotices
@@ -55,7 +58,7 @@ from workers.node.paused_work import LOOK_EVERY_S as PAUSES_EVERY_S
 from workers.node.paused_work import PausedWork
 from workers.node.peers import EXCHANGE_EVERY_S, Peers
 from workers.node.periodic_duties import PeriodicDuties
-from workers.node.presence import TELL_EVERY_S, NodeState
+from workers.node.presence import TELL_EVERY_S, ModelState, NodeState
 from workers.node.reconciler import Reconciler
 from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
 from workers.node.reloading import Reloader, Version, versions
@@ -402,16 +405,24 @@ class Node:
         return NodeState(
             name=self.name,
             device=self.device.name,
-            models=dict(self._reloads.states),
+            models={name: self._with_columns(name, state) for name, state in self._reloads.states.items()},
             loaded=sorted({key.partition("#")[0] for key in residence.loaded}),
             resident_bytes=residence.resident_bytes,
             budget_bytes=residence.budget_bytes,
             loads=residence.loads,
             unloads=residence.unloads,
-            reads=REFERENCE,
+            reads=COLUMNS,
             lanes=self.lanes.numbers,
             at=time.time(),
         )
+
+    def _with_columns(self, name: str, state: ModelState) -> ModelState:
+        """Return a model's state with the most texts of an envelope in columns, if the model makes blocks of them."""
+        assert self._execution is not None, "the node has started"
+        served = self._execution.offer.now.models.get(name)
+        if self.intake is None or served is None or type(served.model).prepare_block is Model.prepare_block:
+            return state
+        return msgspec.structs.replace(state, in_columns=self.intake.in_columns(name))
 
     def _on_reload(self) -> None:
         with suppress(StoreError):  # the next reload or start describes the models again

@@ -24,12 +24,16 @@ ENDED = "argosy.ended"
 
 
 class ModelState(msgspec.Struct, frozen=True, kw_only=True):
-    """A model at a node. `generation` counts its declarations (0: none). After `failed`, `revision` is still served."""
+    """A model at a node. `generation` counts its declarations (0: none). After `failed`, `revision` is still served.
+
+    `in_columns`: see `producers.wire.live_nodes.ServedModel`.
+    """
 
     revision: str
     generation: int = 0
     state: Literal["serving", "loading", "failed"] = "serving"
     error: str = ""
+    in_columns: int = 0
 
 
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):

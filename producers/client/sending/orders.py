@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -56,21 +56,25 @@ def shared_deadline(request: Request, now: float) -> float | None:
     return math.ceil((now + request.deadline_s) / grain_s) * grain_s
 
 
-def envelopes_of(orders: Iterable[Order], now: float, steady: float) -> Iterator[Envelope]:
+def envelopes_of(
+    orders: Iterable[Order], now: float, steady: float, in_columns: Mapping[str, int] | None = None
+) -> Iterator[Envelope]:
     """Yield the envelopes that carry all items of `orders`. It is `now` (Unix), and `steady` on the monotonic clock.
 
     Items with the same tenant, model, priority, deadline and job share envelopes, whichever call submitted them. An
-    item is in one envelope for every model that its tasks need, under the same `seq`.
+    item is in one envelope for every model that its tasks need, under the same `seq`. `in_columns` is, by model, the
+    most items of an envelope that may be in columns.
     """
-    lots: defaultdict[tuple[str, str, str, Priority, float | None, bool, bool], list[Item]] = defaultdict(list)
+    lots: defaultdict[tuple[str, str, str, Priority, float | None, bool, bool, int], list[Item]] = defaultdict(list)
     for order in orders:
         models = order.request.models
         for model, tasks in models.items():
             share = order.items if len(models) == 1 else [_part(item, tasks) for item in order.items]
-            own = (order.request.priority, order.deadline_at, order.durable, order.pipeline)
+            most = _in_columns(order, tasks, in_columns.get(model, 0) if in_columns else 0)
+            own = (order.request.priority, order.deadline_at, order.durable, order.pipeline, most)
             lots[order.tenant, order.job, model, *own] += share
-    for (tenant, job, model, priority, deadline_at, durable, pipeline), lot in lots.items():
-        for items in pack(lot):
+    for (tenant, job, model, priority, deadline_at, durable, pipeline, most), lot in lots.items():
+        for items in pack(lot, most):
             yield Envelope(
                 version=VERSION,
                 id=new_id(),
@@ -84,6 +88,13 @@ def envelopes_of(orders: Iterable[Order], now: float, steady: float) -> Iterator
                 tenant=tenant,
                 pipeline=pipeline,
             )
+
+
+def _in_columns(order: Order, tasks: Sequence[str], most: int) -> int:
+    """Return how many items of an order, at most `most`, may be columns of an envelope for these tasks; 0 for none."""
+    if not order.durable or order.pipeline or order.request.priority is not Priority.BULK:
+        return 0
+    return min(most, *(task.kind.in_columns for task in order.request.tasks if task.name in tasks))
 
 
 def _part(item: Item, tasks: tuple[str, ...]) -> Item:

@@ -22,7 +22,7 @@ from producers.client.sending.admission import Admission
 from producers.client.sending.orders import Order, envelopes_of
 from producers.wire.errors import BrokerUnavailable, Overloaded
 from producers.wire.messages import Envelope
-from producers.wire.packing import outbox_row
+from producers.wire.packing import ENVELOPE_ITEMS, outbox_row
 from producers.wire.publisher import Message, message
 from results_store.errors import StoreError, StoreUnavailable, UnknownJob
 from results_store.records import NewEnvelope
@@ -208,8 +208,14 @@ class Outbox:
         """Return the orders' envelopes, each with its row."""
         lanes = {order.tenant: self._link.lane(order.tenant) for order in orders}
         # each envelope is encoded while its items, which were just weighed, are in the processor's cache
-        envelopes = envelopes_of(orders, time.time(), time.monotonic())
-        return [(envelope, outbox_row(envelope, lanes[envelope.tenant])) for envelope in envelopes]
+        durable = orders[0].durable
+        # only a database that versions without chunks refuse may have columns, which these versions cannot read either
+        most = self._link.publisher.in_columns if durable and self._link.store.stores_chunks else {}
+        envelopes = envelopes_of(orders, time.time(), time.monotonic(), most)
+        return [
+            (envelope, outbox_row(envelope, lanes[envelope.tenant], in_columns=len(envelope.items) > ENVELOPE_ITEMS))
+            for envelope in envelopes
+        ]
 
     def _expect(
         self, packed: Iterable[tuple[Envelope, NewEnvelope]], lone: Mapping[tuple[str, int], PendingResult]

@@ -22,8 +22,7 @@ from producers.wire.messages import (
     Input,
     PathInput,
     UrlInput,
-    decode,
-    decode_bytes,
+    stored_envelope,
 )
 from results_store.records import Result
 from results_store.store import Store
@@ -83,7 +82,7 @@ class KeptInputs:
 
 def _items(payload: bytes, content_type: str) -> Collection[Any]:
     try:
-        return decode(decode_bytes(payload, content_type))[0].items
+        return stored_envelope(payload, content_type)[0].items
     except InvalidMessage:  # of a version that is no longer supported
         return ()
 

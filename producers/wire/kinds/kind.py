@@ -16,6 +16,8 @@ class Kind:
 
     `makes_files`: the output refers to files (``producers.wire.result_files``). `strict`: the answer of a user's own
     class must have the form `output`; for kinds that are older than this check, another form is only logged.
+    `in_columns`: so many items, which are texts, may be in an envelope and computed as a block; 0: none may
+    (docs/decisions/0054-result-chunks.md).
     """
 
     name: str
@@ -25,6 +27,7 @@ class Kind:
     summary: str
     makes_files: bool = False
     strict: bool = False
+    in_columns: int = 0
 
 
 class LabelScore(msgspec.Struct, frozen=True):

@@ -208,8 +208,16 @@ class MadeText(msgspec.Struct, frozen=True):
 
 
 TEXT_KINDS = (
-    Kind("text-classification", "text", TextClassificationParams, ExplainedLabels, "labels for a text, best first"),
-    Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text"),
+    Kind(
+        "text-classification",
+        "text",
+        TextClassificationParams,
+        ExplainedLabels,
+        "labels for a text, best first",
+        in_columns=1024,
+    ),
+    # a chunk has at most 1 MiB of vectors
+    Kind("feature-extraction", "text", FeatureExtractionParams, Vector, "one vector for a text", in_columns=256),
     Kind(
         "zero-shot-classification",
         "text",

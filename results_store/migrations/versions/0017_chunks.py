@@ -1,5 +1,6 @@
 """Results of an envelope may be stored in chunks; a view shows a row for each item and task."""
 
+import msgspec
 import sqlalchemy as sa
 from alembic import op
 
@@ -125,8 +126,33 @@ def upgrade() -> None:
     op.execute(POSTGRESQL)
 
 
+#: The stored envelopes that are read since this revision (`producers.wire.messages.TextColumns`).
+COLUMNAR = "application/x-argosy-columns"
+
+
+def with_items(payload: bytes) -> bytes:
+    """Return an envelope in columns as an envelope with items, in MessagePack."""
+    columns = msgspec.msgpack.decode(payload)
+    own = {name: columns.pop(name, None) for name in ("tasks", "params", "first", "texts", "places", "keys")}
+    texts = own["texts"]
+    rows = zip(own["places"] or range(len(texts)), texts, own["keys"] or [None] * len(texts), strict=True)
+    items = [
+        {"seq": own["first"] + place, "input": text, "tasks": own["tasks"], "params": own["params"] or {}, "key": key}
+        for place, text, key in rows
+    ]
+    return msgspec.msgpack.encode(columns | {"version": 1, "items": items})
+
+
 def downgrade() -> None:
-    """The results in chunks become rows."""
+    """The results in chunks become rows, and the envelopes in columns have items."""
+    connection = op.get_bind()
+    wanted = sa.text("SELECT envelope FROM payloads WHERE content_type = :columnar")
+    for (envelope,) in connection.execute(wanted, {"columnar": COLUMNAR}).all():
+        found = connection.execute(sa.text("SELECT payload FROM payloads WHERE envelope = :id"), {"id": envelope})
+        changed = {"id": envelope, "payload": with_items(bytes(found.scalar_one())), "type": "application/x-msgpack"}
+        connection.execute(
+            sa.text("UPDATE payloads SET payload = :payload, content_type = :type WHERE envelope = :id"), changed
+        )
     op.execute(
         f"INSERT INTO results ({COLUMNS}) SELECT {COLUMNS} FROM item_results "  # noqa: S608 - constants
         "WHERE (job, envelope, task) IN (SELECT job, envelope, task FROM result_chunks) ON CONFLICT DO NOTHING"

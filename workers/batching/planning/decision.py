@@ -15,6 +15,10 @@ The order of decisions:
    `RIDERS_FIXED_SHARE` of it. Beyond that point they would gain nothing, and the leader would wait for them.
 5. Items whose content is already in the batch join it, however urgent: they share its row and cost nothing.
 
+If the leader is a block, the batch has its largest row, and of the blocks of its lane the rows next in size, as many as
+fit by the same limits. The other rows wait as they did: a block keeps the device for a single batch at a time. No items
+join.
+
 The cost of a batch is padded: rows times the largest row. It stays within the budget. The predicted time stays within a
 `stages`-th of the tightest promise to a more urgent priority that was seen lately, but need not be shorter than the
 time at which the fixed part is `MOST_FIXED_SHARE`. The batch ends before the deadline of each of its items, as far as
@@ -66,7 +70,7 @@ class Decision(Generic[T]):
     """A decision: the items of the next batch, leader first, the late items, and the meaning of the batch for turns.
 
     `full` says that no further row would fit. `real` is the cost of the rows without padding. `predicted_s` is None
-    while too little is known.
+    while too little is known. If the leader is a block, all are, and the batch has these `slices` of their rows.
     """
 
     batch: tuple[Ticket[T], ...] = ()
@@ -76,6 +80,7 @@ class Decision(Generic[T]):
     predicted_s: float | None = None
     full: bool = False
     charge: Charge | None = None
+    slices: tuple[tuple[int, int], ...] = ()
 
 
 def next_batch(moment: Moment[T]) -> Decision[T]:
@@ -89,11 +94,12 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
     priority = _leading(moment.turns, oldest, shares)
     tenant = moment.turns.next_tenant(priority, oldest[priority])
     batch = Forming(moment, oldest[priority][tenant], gone)
-    for lane in _companions(moment, batch.leader):
-        batch.gather(lane)
-    for lane in _riders(moment.pool, batch.leader):
-        batch.fill(lane)
-    batch.add_twins()
+    if not batch.slices:
+        for lane in _companions(moment, batch.leader):
+            batch.gather(lane)
+        for lane in _riders(moment.pool, batch.leader):
+            batch.fill(lane)
+        batch.add_twins()
     return Decision(
         tuple(batch.tickets),
         expired,
@@ -102,6 +108,7 @@ def next_batch(moment: Moment[T]) -> Decision[T]:
         batch.predicted_s,
         batch.full,
         Charge(priority, tenant, shares, batch.parts()),
+        tuple(batch.slices),
     )
 
 
@@ -109,14 +116,14 @@ def _late(moment: Moment[T]) -> Iterator[Ticket[T]]:
     """Yield the items that would miss their deadline even in a batch of their own."""
     largest: dict[str, int] = {}
     for (model, _, _), lane in moment.pool.lanes.items():
-        largest[model] = max(largest.get(model, 1), lane.by_size[-1][0])
+        largest[model] = max(largest.get(model, 1), lane.widest)
     longest = [
         moment.begins_at(model) + 2 * (moment.costs.seconds(model, BatchShape(cost, 1, 1)) or 0.0)
         for model, cost in largest.items()
     ]
     for ticket in moment.pool.due(max(longest, default=moment.starts_at)):
         waiting = ticket.waiting
-        alone_s = moment.costs.seconds(waiting.model, BatchShape(waiting.cost, 1, waiting.heads)) or 0.0
+        alone_s = moment.costs.seconds(waiting.model, BatchShape(waiting.widest, 1, waiting.row_heads)) or 0.0
         if waiting.deadline_at is not None and waiting.deadline_at <= moment.begins_at(waiting.model) + alone_s:
             yield ticket
 

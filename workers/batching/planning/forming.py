@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from workers.batching.planning.cost_model import BatchShape, Parts
 from workers.batching.planning.policy import Moment
 from workers.batching.planning.tenant_turns import Party
@@ -22,7 +25,10 @@ PROMISE_LASTS_S = 30.0
 
 
 class Forming(Generic[T]):
-    """Begins with the leader, whatever its cost. `gone` are the numbers of items that are no longer available."""
+    """Begins with the leader, whatever its cost. `gone` are the numbers of items that are no longer available.
+
+    If the leader is a block, the batch has the `slices` of the rows of the blocks in `tickets`, and no other items.
+    """
 
     def __init__(self, moment: Moment[T], leader: Ticket[T], gone: set[int]) -> None:
         self.leader = leader.waiting
@@ -36,9 +42,64 @@ class Forming(Generic[T]):
         self._contents: set[bytes] = set()
         self._chosen: set[int] = set()
         self.real = self._rows = self._widest = self._heads = 0
-        self._put(leader)
+        self.slices: list[tuple[int, int]] = []
+        self._left_rows = 0
+        if self.leader.sizes is None:
+            self._put(leader)
+        else:
+            self._begin_with_block(leader)
 
     # --- adding items ---
+
+    def _begin_with_block(self, leader: Ticket[T]) -> None:
+        """Take the rows next in size to the leader's largest, of all blocks of its lane, as many as fit."""
+        widest = self.leader.widest
+        blocks = self._blocks_with(leader)
+        begins = [int(np.searchsorted(-sizes, -widest)) for _, sizes in blocks]
+        offered = np.concatenate([sizes[begin:] for begin, (_, sizes) in zip(begins, blocks, strict=True)])
+        owners = np.repeat(
+            np.arange(len(blocks)), [len(sizes) - n for n, (_, sizes) in zip(begins, blocks, strict=True)]
+        )
+        order = np.argsort(-offered, kind="stable")[: self._most_rows(widest)]
+        real = np.cumsum(offered[order])
+        # the rows come by size, so that the share only falls
+        shared = real >= self._moment.policy.least_real_share * widest * np.arange(1, len(real) + 1)
+        rows = max(1, int(np.count_nonzero(shared)))
+        for own, begin, (ticket, _) in zip(np.bincount(owners[order[:rows]]).tolist(), begins, blocks, strict=False):
+            if own:
+                self.tickets.append(ticket)
+                self.slices.append((begin, begin + own))
+                self._heads += own * ticket.waiting.row_heads
+        self._rows, self._widest, self.real = rows, widest, int(real[rows - 1])
+        self._left_rows = sum(len(sizes) for _, sizes in blocks) - rows
+
+    def _blocks_with(self, leader: Ticket[T]) -> list[tuple[Ticket[T], NDArray[np.int64]]]:
+        """Return the leader and the blocks of its lane that came first and are in time, with their sizes."""
+        most = self._most_rows(self.leader.widest)
+        by = self._moment.starts_at + _seconds(
+            self._parts, most * self.leader.widest, most, most * self.leader.row_heads
+        )
+        found: list[tuple[Ticket[T], NDArray[np.int64]]] = []
+        rows = 0
+        for ticket in (leader, *self._moment.pool.lanes[self.leader.lane].blocks.values()):
+            sizes, deadline_at = ticket.waiting.sizes, ticket.waiting.deadline_at
+            if sizes is None or ticket.number in self._gone or (found and ticket is leader):
+                continue
+            if ticket is leader or deadline_at is None or by < deadline_at:
+                found.append((ticket, sizes))
+                rows += len(sizes)
+            if rows >= self._moment.policy.window:
+                break
+        return found
+
+    def _most_rows(self, widest: int) -> int:
+        """Return the most rows of this size by budget and time, at least one."""
+        most = min(self._budget.rows, self._budget.cost // max(1, widest))
+        if self._parts is not None and self._limit_s < float("inf"):
+            fixed_s, cost_s, row_s, head_s = self._parts
+            each_s = cost_s * widest + row_s + head_s * self.leader.row_heads
+            most = min(most, int((self._limit_s - fixed_s) / each_s) if each_s > 0 else most)
+        return max(1, most)
 
     def gather(self, lane: Lane[T]) -> None:
         """Add the items nearest in size to the leader, nearest first, as long as they fit."""
@@ -143,7 +204,9 @@ class Forming(Generic[T]):
 
     @property
     def full(self) -> bool:
-        """Whether no further row like the largest would fit."""
+        """Whether no further row like the largest would fit, or other rows of its blocks wait on."""
+        if self._left_rows:
+            return True
         rows = self._rows + 1
         padded = rows * self._widest
         over = rows > self._budget.rows or padded > self._budget.cost

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from workers.batching.planning.cost_model import BatchShape, CostModel
 from workers.batching.planning.decision import next_batch
 from workers.batching.planning.policy import Budget, Moment, Policy
 from workers.batching.planning.residence import Need
 from workers.batching.planning.tenant_turns import Charge, Turns
-from workers.batching.planning.waiting_pool import Pool, Waiting
+from workers.batching.planning.waiting_pool import Pool, Ticket, Waiting
 from workers.batching.planning.work_seconds import Amount
 
 
@@ -81,7 +81,7 @@ class Scheduler(Generic[T]):
     def amounts(self) -> list[tuple[str, int, Amount]]:
         """Return the waiting work by model and priority, each several times for several tenants. For any thread."""
         lanes = list(self._pool.lanes.items())
-        return [(key[0], key[1], Amount(lane.cost, len(lane.tickets), lane.heads)) for key, lane in lanes]
+        return [(key[0], key[1], Amount(lane.cost, lane.rows, lane.heads)) for key, lane in lanes]
 
     @property
     def most_urgent(self) -> int | None:
@@ -126,10 +126,23 @@ class Scheduler(Generic[T]):
             waits = starts_at is not None and not decision.full and len(decision.batch) == self._runnable
         if waits:
             return Next(None, expired)
-        self._pool.remove(decision.batch)
         self.turns.lead(decision.charge, decision.predicted_s or 0.0)
-        items = [ticket.item for ticket in decision.batch]
+        if decision.slices:
+            items = [self._cut(ticket, *own) for ticket, own in zip(decision.batch, decision.slices, strict=True)]
+        else:
+            self._pool.remove(decision.batch)
+            items = [ticket.item for ticket in decision.batch]
         return Next(Chosen(items, decision.shape, decision.real, decision.predicted_s, decision.charge), expired)
+
+    def _cut(self, ticket: Ticket[T], begin: int, end: int) -> T:
+        """Take some rows of a block, a `BlockEntry` of the batcher's; the others wait on in its place."""
+        block: Any = ticket.item
+        if end - begin == ticket.waiting.rows:
+            self._pool.remove([ticket])
+            return ticket.item
+        part: T = block.cut(begin, end)
+        self._pool.replace(ticket, block.waiting)
+        return part
 
     def ran(self, chosen: Chosen[T], model: str, shape: BatchShape | None, seconds: float) -> None:
         """Learn from a batch that ran. Without a shape, only its turns are booked."""

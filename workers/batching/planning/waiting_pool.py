@@ -2,7 +2,8 @@
 queue's.
 
 A *lane* holds the items of one model, priority and tenant: all of them by arrival, and the oldest `window` of them by
-size. Further orders are by content and by deadline.
+size. Further orders are by content and by deadline. A *block* is many items that wait as one; it has no place by size,
+since it is never a companion of others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 T = TypeVar("T")
 
 Key: TypeAlias = tuple[str, int, str]  # model, priority, tenant
@@ -23,6 +27,8 @@ Key: TypeAlias = tuple[str, int, str]  # model, priority, tenant
 class Waiting:
     """A waiting item as the policy sees it. `cost` is the cost of its row, `heads` the number of its tasks; times are
     seconds of one clock. Items of equal `content` (and model) share a row; an empty content equals no other.
+
+    A block has `sizes`, the costs of its rows, largest first; its `cost` and `heads` are those of all rows.
     """
 
     model: str
@@ -33,10 +39,25 @@ class Waiting:
     content: bytes = b""
     heads: int = 1
     tenant: str = ""
+    sizes: NDArray[np.int64] | None = None
 
     @property
     def lane(self) -> Key:
         return self.model, self.priority, self.tenant
+
+    @property
+    def rows(self) -> int:
+        return 1 if self.sizes is None else len(self.sizes)
+
+    @property
+    def widest(self) -> int:
+        """The cost of its largest row."""
+        return self.cost if self.sizes is None else int(self.sizes[0])
+
+    @property
+    def row_heads(self) -> int:
+        """The number of tasks of each row."""
+        return self.heads // self.rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +78,8 @@ class Lane(Generic[T]):
     def __init__(self, key: Key, window: int) -> None:
         self.key = key
         self.tickets: OrderedDict[int, Ticket[T]] = OrderedDict()  # by arrival
-        self.cost = self.heads = 0  # the sums of all items
+        self.cost = self.heads = self.rows = 0  # the sums of all items
+        self.blocks: dict[int, Ticket[T]] = {}
         self.by_size: list[Sized] = []  # the window's
         self._window = window
         self._later: OrderedDict[int, None] = OrderedDict()  # items beyond the window, by arrival
@@ -66,13 +88,22 @@ class Lane(Generic[T]):
     def oldest(self) -> Ticket[T]:
         return next(iter(self.tickets.values()))
 
+    @property
+    def widest(self) -> int:
+        """The cost of the largest row of the window and of the blocks."""
+        largest = [self.by_size[-1][0]] if self.by_size else []
+        return max([1, *largest, *(ticket.waiting.widest for ticket in self.blocks.values())])
+
     def add(self, ticket: Ticket[T], *, first: bool = False) -> None:
         self.tickets[ticket.number] = ticket
         self.cost += ticket.waiting.cost
         self.heads += ticket.waiting.heads
+        self.rows += ticket.waiting.rows
         if first:
             self.tickets.move_to_end(ticket.number, last=False)
-        if first or len(self.by_size) < self._window:
+        if ticket.waiting.sizes is not None:
+            self.blocks[ticket.number] = ticket
+        elif first or len(self.by_size) < self._window:
             insort(self.by_size, (ticket.waiting.cost, ticket.number))
         else:
             self._later[ticket.number] = None
@@ -81,6 +112,9 @@ class Lane(Generic[T]):
         del self.tickets[ticket.number]
         self.cost -= ticket.waiting.cost
         self.heads -= ticket.waiting.heads
+        self.rows -= ticket.waiting.rows
+        if self.blocks.pop(ticket.number, None):
+            return
         if ticket.number in self._later:
             del self._later[ticket.number]
             return
@@ -88,6 +122,13 @@ class Lane(Generic[T]):
         while self._later and len(self.by_size) < self._window:
             number, _ = self._later.popitem(last=False)
             insort(self.by_size, (self.tickets[number].waiting.cost, number))
+
+    def replace(self, block: Ticket[T], reduced: Ticket[T]) -> None:
+        """Put a block with fewer rows in the place of a block."""
+        self.tickets[block.number] = self.blocks[block.number] = reduced
+        self.cost += reduced.waiting.cost - block.waiting.cost
+        self.heads += reduced.waiting.heads - block.waiting.heads
+        self.rows += reduced.waiting.rows - block.waiting.rows
 
     def position_of(self, cost: int) -> int:
         """The place in `by_size` of the first item with at least this cost."""
@@ -133,6 +174,13 @@ class Pool(Generic[T]):
                 del self.lanes[lane.key]
             self._forget(ticket)
 
+    def replace(self, ticket: Ticket[T], waiting: Waiting) -> None:
+        """Let an item that was reduced wait on in its place."""
+        reduced = Ticket(ticket.number, waiting, ticket.item)
+        self.lanes[waiting.lane].replace(ticket, reduced)
+        self._forget(ticket)
+        self._remember(reduced)
+
     def take(self, chosen: Callable[[T], bool]) -> list[Ticket[T]]:
         """Remove and return the items for which `chosen` is true."""
         taken = [ticket for ticket in self if chosen(ticket.item)]
@@ -158,6 +206,10 @@ class Pool(Generic[T]):
         if lane is None:
             lane = self.lanes[waiting.lane] = Lane(waiting.lane, self._window)
         lane.add(ticket, first=first)
+        self._remember(ticket)
+
+    def _remember(self, ticket: Ticket[T]) -> None:
+        waiting = ticket.waiting
         if waiting.content:
             self._like.setdefault((waiting.model, waiting.content), {})[ticket.number] = ticket
         if waiting.deadline_at is not None:

@@ -19,6 +19,7 @@ from workers.models.huggingface.token_sequences import Reading, TokenSequence
 from workers.models.huggingface.tokenizing import Cut, Tokenizing
 from workers.models.interface.model import SCORE_DIGITS, Array
 from workers.models.interface.options import Count, Table, Text
+from workers.models.interface.text_block import BlockAnswers
 
 if TYPE_CHECKING:
     import torch
@@ -94,6 +95,15 @@ class TextHead(TextReader):
 
     #: Whether `compute` returns a row for each token instead of a row for the sequence.
     by_token: ClassVar[bool] = False
+
+    # --- in the parent process, for many texts ---
+
+    #: Whether the task needs a text's own tokens and nothing else, so that `finish_block` finishes many.
+    in_blocks: ClassVar[bool] = False
+
+    def finish_block(self, outputs: Array, params: Any) -> BlockAnswers:
+        """Turn the outputs of texts, `(texts, …)`, into their answers, like `finish`."""
+        raise NotImplementedError
 
     # --- in the device process ---
 

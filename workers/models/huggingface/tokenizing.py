@@ -99,6 +99,32 @@ class Tokenizing:
         finally:
             self._ahead.encodings = {}
 
+    def ids_of_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return all tokens of texts. Other threads compute meanwhile. Raises like the tokenizer if a text is at fault.
+
+        About `TOGETHER` characters are tokenised at a time.
+        """
+        found: list[list[int]] = []
+        begin = 0
+        while begin < len(texts):
+            ends = itertools.accumulate(map(len, itertools.islice(texts, begin, None)))
+            count = sum(1 for _ in itertools.takewhile(lambda end: end <= TOGETHER, ends)) or 1
+            encodings = self.tokenizer.encode_batch_fast(texts[begin : begin + count])
+            found += [encoding.ids for encoding in encodings]
+            begin += count
+        return found
+
+    @cached_property
+    def has_types(self) -> bool:
+        """Whether a single text has tokens of another type than 0."""
+        return any(self.tokenizer.encode("a").type_ids)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that are no part of a text."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
     def bare(self, text: str) -> list[int]:
         """Return a text's tokens without special tokens. Raises InvalidInput like `encode`."""
         return self.as_written(text).ids

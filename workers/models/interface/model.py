@@ -30,6 +30,7 @@ from workers.models.decoding.isolation import DecodingInterrupted, each
 from workers.models.interface import options, sample_inputs
 from workers.models.interface.previous_form import PreviousForm
 from workers.models.interface.sample_inputs import Item
+from workers.models.interface.text_block import BlockAnswers, TextBlock
 
 Array: TypeAlias = NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
@@ -249,6 +250,27 @@ class Model(PreviousForm, ABC):
         exception that is raised instead of returned fails all rows.
         """
         return [tried(self.finish, task, *each) for each in zip(outputs, params, prepared, strict=True)]
+
+    # --- the same for the texts of a large envelope, with a call for all ---
+
+    def prepare_block(self, contents: Sequence[str], params: Params) -> TextBlock | None:
+        """Prepare texts that all have these tasks and parameters. None, the default: they are prepared one by one.
+
+        A text that is refused, by the model or for a task, and any that is not simple, is left `ALONE`: it is prepared
+        by `prepare`. The answers must be those of `prepare` and `finish`. Rows cost their sizes.
+        """
+        return None
+
+    def collate_blocks(self, parts: Sequence[tuple[TextBlock, Array]]) -> Arrays:
+        """Return the arrays of rows, int64 `(rows,)`, of several blocks, one after another, like `collate`."""
+        raise NotImplementedError
+
+    def finish_block(self, task: Task, outputs: Array, params: msgspec.Struct) -> BlockAnswers:
+        """Finish the rows of a task's output, `(texts, …)`, all finite, like `finish`.
+
+        After an exception all texts are computed again, one by one.
+        """
+        raise NotImplementedError
 
     def samples(self, count: int) -> Sequence[Item]:
         """Return about `count` inputs of usual sizes to test and measure the model, each with its tasks' parameters.

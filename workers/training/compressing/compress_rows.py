@@ -13,7 +13,7 @@ import numpy as np
 
 from producers.sources import Source
 from producers.wire.errors import ConfigurationError, InvalidInput
-from producers.wire.messages import QuestionInput, decode, decode_bytes
+from producers.wire.messages import QuestionInput, stored_envelope
 from results_store.records import ResultState
 from results_store.store import Store
 from workers.models.huggingface.text.encoder import EncoderModel
@@ -129,7 +129,7 @@ def of_job(store: Store, job: str, model: EncoderModel, held_out: float) -> Comp
         after = (page[-1].seq, page[-1].task)
         kept = store.inputs({row.envelope for row in page} - envelopes)
         envelopes |= kept.keys()
-        items = chain.from_iterable(decode(decode_bytes(*payload))[0].items for payload in kept.values())
+        items = chain.from_iterable(stored_envelope(*payload)[0].items for payload in kept.values())
         inputs |= {item.seq: item.input for item in items if isinstance(item.input, str | QuestionInput)}
         for row in page:
             if row.state is ResultState.SUCCEEDED and row.task in kinds and row.output:

@@ -20,6 +20,7 @@ from workers.models.built_in.multitask import feature_cache
 from workers.models.built_in.multitask.feature_cache import FeatureCache
 from workers.models.interface.model import CONTENTS, SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
 from workers.models.interface.options import Amount, Options
+from workers.models.interface.text_block import BlockAnswers, label_columns
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
     #: A backbone's output for a batch, by name (``hidden``, ``mask``, ``pooled`` …), each with a leading batch axis.
     Features: TypeAlias = dict[str, torch.Tensor]
+
+
+#: `finish` reads nothing of the item.
+_UNPREPARED = Prepared({}, 0, b"")
 
 
 class MultiTaskOptions(Options, frozen=True):
@@ -181,10 +186,21 @@ class MultiTaskModel(Model):
             vector /= length
         return vector
 
-    def _best_labels(self, task: Task, output: Array, top_k: int) -> list[dict[str, Any]]:
+    def finish_block(self, task: Task, outputs: Array, params: msgspec.Struct) -> BlockAnswers:
+        """Return the best labels of probabilities `(texts, labels)`, or vectors `(texts, width)`, like `finish`."""
+        if not task.kind.name.endswith("classification"):
+            return np.stack([MultiTaskModel.finish(self, task, row, params, _UNPREPARED) for row in outputs])
+        labels = self._checked_labels(task, outputs.shape[-1])
+        return label_columns(labels, outputs, params.top_k, SCORE_DIGITS)  # type: ignore[attr-defined]
+
+    def _checked_labels(self, task: Task, scores: int) -> Sequence[str]:
         labels = self.labels(task)
-        if len(labels) != len(output):
-            raise ConfigurationError(f"{self.spec.name}.{task.name}: {len(output)} scores for {len(labels)} labels")
+        if len(labels) != scores:
+            raise ConfigurationError(f"{self.spec.name}.{task.name}: {scores} scores for {len(labels)} labels")
+        return labels
+
+    def _best_labels(self, task: Task, output: Array, top_k: int) -> list[dict[str, Any]]:
+        labels = self._checked_labels(task, len(output))
         # stable, so that equal scores come in the labels' order
         best = np.argsort(-output, kind="stable")[:top_k]
         return [{"label": labels[n], "score": round(float(output[n]), SCORE_DIGITS)} for n in best]

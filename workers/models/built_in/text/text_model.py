@@ -15,17 +15,23 @@ from msgspec import field
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InputTooLarge, InputUnavailable, InvalidInput
 from producers.wire.kinds.retrieval import PassageRetrievalParams
-from producers.wire.kinds.text import TokenClassificationParams, ZeroShotClassificationParams
+from producers.wire.kinds.text import (
+    FeatureExtractionParams,
+    TextClassificationParams,
+    TokenClassificationParams,
+    ZeroShotClassificationParams,
+)
 from workers.models.built_in.multitask import head_file
 from workers.models.built_in.multitask.multitask_model import MultiTaskModel, MultiTaskOptions
 from workers.models.built_in.text import retrieval, token_labelling
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.text import likeness
+from workers.models.huggingface.text import likeness, token_block
 from workers.models.huggingface.text.entities import Entities
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface import ragged, sample_inputs
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, ModelSpec, Prepared, digest
 from workers.models.interface.options import Count, Table, Text
+from workers.models.interface.text_block import OF_ITEMS, TextBlock
 from workers.models.sources import model_source
 
 if TYPE_CHECKING:
@@ -36,6 +42,10 @@ if TYPE_CHECKING:
 
 #: Heads trained by `workers/shipped_heads/text/text_heads.py`, a folder for each task; the option `heads` adds more.
 BUILTIN_HEADS = model_source.BUNDLED
+
+
+#: The parameters of the tasks whose texts may form a block.
+_SIMPLE = (TextClassificationParams, FeatureExtractionParams)
 
 
 class TextOptions(MultiTaskOptions, frozen=True):
@@ -97,6 +107,20 @@ class TextModel(MultiTaskModel):
         )
         with self._tokenizing.ahead(texts, offsets=offsets):
             return super().prepare_many(contents, params)
+
+    def prepare_block(self, contents: Sequence[str], params: Mapping[str, msgspec.Struct]) -> TextBlock | None:
+        """Tokenise the texts of classifications and embeddings. A feature cache needs a digest of each text."""
+        own = any(getattr(type(self), name) is not getattr(TextModel, name) for name in OF_ITEMS)
+        if own or self.knows_contents or not all(type(chosen) in _SIMPLE for chosen in params.values()):
+            return None
+        if any(getattr(chosen, "explain", False) for chosen in params.values()):
+            return None
+        cut = all(getattr(chosen, "truncation", False) for chosen in params.values())
+        return token_block.tokenised(self._tokenizing, contents, self.max_tokens, cut=cut)
+
+    def collate_blocks(self, parts: Sequence[tuple[TextBlock, Array]]) -> Arrays:
+        ids, mask = token_block.padded([(block.data, rows) for block, rows in parts], self._pad_id)
+        return {"ids": ids, "mask": mask}
 
     def _hypotheses(self, params: Mapping[str, msgspec.Struct]) -> Arrays:
         """Return the tokens of the labels that zero-shot tasks compare with the text."""

@@ -13,12 +13,21 @@ from producers.wire.catalogue import Task
 from workers.models.huggingface import token_sequences
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
-from workers.models.huggingface.text import answers, entities, label_heads, mask_filling, task_heads, vectors
+from workers.models.huggingface.text import (
+    answers,
+    entities,
+    label_heads,
+    mask_filling,
+    task_heads,
+    token_block,
+    vectors,
+)
 from workers.models.huggingface.text_head import EncoderOptions, TextHead
 from workers.models.huggingface.token_sequences import Batch, Row
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.interface.sample_inputs import Item
+from workers.models.interface.text_block import OF_ITEMS, BlockAnswers, TextBlock
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +81,25 @@ class EncoderModel(FolderModel[TextHead]):
             for tokenizing, wanted in texts.values():
                 stack.enter_context(tokenizing.ahead([*wanted]))
             return super().prepare_many(contents, params)
+
+    def prepare_block(self, contents: Sequence[str], params: Mapping[str, msgspec.Struct]) -> TextBlock | None:
+        """Tokenise the texts of classifications and embeddings, if a text is the same sequence for each of them."""
+        heads = [self.heads[task] for task in params]
+        if not all(head.in_blocks for head in heads) or any(getattr(own, "explain", False) for own in params.values()):
+            return None
+        tokenizing, max_tokens = heads[0].tokenizing, heads[0].max_tokens
+        alike = all(head.tokenizing is tokenizing and head.whole("a") == "a" for head in heads)
+        changed = any(getattr(type(self), name) is not getattr(EncoderModel, name) for name in OF_ITEMS)
+        if not alike or changed or tokenizing.has_types:
+            return None
+        cut = all(getattr(own, "truncation", False) for own in params.values())
+        return token_block.tokenised(tokenizing, contents, max_tokens, cut=cut)
+
+    def collate_blocks(self, parts: Sequence[tuple[TextBlock, Array]]) -> Arrays:
+        return token_block.sequences([(block.data, rows) for block, rows in parts], tuple(self.spec.tasks))
+
+    def finish_block(self, task: Task, outputs: Array, params: msgspec.Struct) -> BlockAnswers:
+        return self.heads[task.name].finish_block(outputs[:, 0], params)
 
     def collate(self, rows: Sequence[Prepared]) -> Arrays:
         """Concatenate the rows' sequences; equal sequences appear once (see `token_sequences`)."""

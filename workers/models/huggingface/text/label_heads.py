@@ -13,7 +13,8 @@ from producers.wire.kinds.text import TextClassificationParams, ZeroShotClassifi
 from workers.models.huggingface.text import likeness
 from workers.models.huggingface.text_head import TextHead, best_labels, sigmoid, softmax
 from workers.models.huggingface.token_sequences import Reading
-from workers.models.interface.model import Array
+from workers.models.interface.model import SCORE_DIGITS, Array
+from workers.models.interface.text_block import BlockAnswers, label_columns
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ class Classification(TextHead):
     """Labels with scores: softmax if exactly one label applies, sigmoid if several may, none for the raw output."""
 
     auto = "AutoModelForSequenceClassification"
+    in_blocks = True
 
     def check(self) -> None:
         super().check()
@@ -63,6 +65,9 @@ class Classification(TextHead):
 
     def finish(self, output: Array, params: TextClassificationParams, aside: Any) -> Any:
         return best_labels(self.checkpoint.labels, FUNCTIONS[self.function](output[0]), params.top_k)
+
+    def finish_block(self, outputs: Array, params: TextClassificationParams) -> BlockAnswers:
+        return label_columns(self.checkpoint.labels, FUNCTIONS[self.function](outputs), params.top_k, SCORE_DIGITS)
 
 
 class Inference(TextHead):

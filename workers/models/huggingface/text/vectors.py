@@ -18,6 +18,7 @@ from workers.models.huggingface.text_head import TextHead, best_labels, rounded
 from workers.models.huggingface.token_sequences import Reading, TokenSequence
 from workers.models.huggingface.tokenizing import Cut
 from workers.models.interface.model import Array
+from workers.models.interface.text_block import BlockAnswers
 
 if TYPE_CHECKING:
     import torch
@@ -84,11 +85,16 @@ class Vectors(TextHead):
 class FeatureExtraction(Vectors):
     """The text's vector."""
 
+    in_blocks = True
+
     def read(self, content: Any, params: FeatureExtractionParams) -> Reading:
         return Reading((self.one(content, params),))
 
     def finish(self, output: Array, params: FeatureExtractionParams, aside: Any) -> Any:
         return _unit(output[0]) if params.normalize else output[0].astype(np.float32)
+
+    def finish_block(self, outputs: Array, params: FeatureExtractionParams) -> BlockAnswers:
+        return _unit(outputs) if params.normalize else outputs.astype(np.float32)
 
 
 class SentenceSimilarity(Vectors):
