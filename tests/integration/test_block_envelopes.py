@@ -20,6 +20,8 @@ from workers.device.device_process import ModelToLoad
 from workers.envelope.execution import Execution
 from workers.envelope.gate import EnvelopeInterrupted
 from workers.envelope.portions import Portion
+from workers.envelope.postponed_work import PostponedWork
+from workers.retries import RetrySettings
 
 TEXTS = tuple(f"text {'x' * (number % 7)} {number % 40}" for number in range(50))
 
@@ -127,7 +129,7 @@ def test_a_second_run_stores_nothing_twice(rig: Rig) -> None:
     block = rig.execution.prepare_block(late.envelope, inputs)
     assert block is not None
     rig.execution.batch(late.envelope, [], inputs, lambda *_: None, block)
-    rig.execution.store(late, Claim.WORK, [], block)
+    rig.execution.store(late, Claim.WORK, [], PostponedWork(RetrySettings(), claimed), block)
     assert kept(rig.store) == (0, 2)
     assert_answered(rig, envelope, TEXTS)
 
