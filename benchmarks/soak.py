@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,15 +254,24 @@ def read(store_url: str, gateway_url: str, every_s: float) -> None:
 def look_at_memory(fleet: GatewayFleet, others: dict[str, int | None], samples: Samples) -> None:
     pids = {"launcher": os.getpid(), **others}
     pids |= {service.name: service.process.pid for service in fleet.services if service.process}
+    by_pid = {pid: name for name, pid in pids.items()}
     for name, pid in list(pids.items()):
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
             samples.memory.append((samples.now, name, process.memory_info().rss / 2**20))
-            if name.startswith("worker"):
-                for child in process.children(recursive=True):
-                    role = child.cmdline()[2].rpartition(".")[2]  # python -m workers.device.fork_server
-                    role = "device_process" if child.name().startswith("device ") else role
-                    samples.memory.append((samples.now, f"{name}'s {role}", child.memory_info().rss / 2**20))
+            for child in process.children():
+                role = _role(child, name, by_pid)
+                if role:
+                    samples.memory.append((samples.now, role, child.memory_info().rss / 2**20))
+
+
+def _role(child: psutil.Process, parent: str, by_pid: Mapping[int | None, str]) -> str:
+    """Return whose process a child is, and what it runs; nothing for those of other parents than the fleet's."""
+    if child.name().startswith("device "):  # forked by the fork server for a worker
+        return f"{by_pid.get(int(child.name().split()[1]), parent)}'s device_process"
+    if not parent.startswith("worker"):
+        return ""
+    return f"{parent}'s {child.cmdline()[2].rpartition('.')[2]}"  # python -m workers.models.decoding.decoder_process
 
 
 def look_at_rows(url: str, store: Store, samples: Samples) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +107,24 @@ def test_a_process_that_has_not_begun_can_be_ended(device: ProcessDevice) -> Non
     device.start()
     device.close()
     assert device.pid is None
+
+
+def test_a_fleets_server_that_does_not_fork_is_not_asked_again(
+    device: ProcessDevice,
+    events: queue.SimpleQueue[DeviceEvent],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may hang in an import. The worker then has its own."""
+    monkeypatch.setenv(fork_client.VARIABLE, str(tmp_path / "fork.sock"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(str(tmp_path / "fork.sock"))
+        server.listen()
+        device.start()
+        device.kill()
+        assert events.get(timeout=60).header["event"] == "lost"
+        server_of_its_own = psutil.Process(_started(device, events).ppid())
+        assert server_of_its_own.ppid() == os.getpid()
 
 
 def test_both_end_with_a_worker_that_is_killed() -> None:

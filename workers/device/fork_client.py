@@ -65,19 +65,23 @@ class ForkedProcess:
         """End the process at once. A process that has not begun ends when it finds its socket closed."""
         with self._lock:
             self._read()
-            if self._pidfd >= 0:
-                with suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
+                if self._pidfd >= 0:
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                elif self._pid and self._code is None:  # there was no descriptor for the pidfd
+                    os.kill(self._pid, signal.SIGKILL)
 
     @property
     def pid(self) -> int | None:
-        return self._pid if self.began else None
+        with self._lock:
+            self._read()
+            return self._pid
 
     @property
     def began(self) -> bool:
         with self._lock:
             self._read()
-            return self._pidfd >= 0
+            return self._pid is not None
 
     def wait(self) -> int | None:
         """Wait for the end of a process that has begun; return its exit code, or None if nobody knows it."""
