@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from producers.commands import pausing
+from producers.commands import pause_commands
 from producers.commands.batch_figures import batches
 from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.index import index
@@ -148,7 +148,7 @@ def _writing(output: OutputFile | None) -> Iterator[TextIO]:
         yield file
 
 
-for _command in [submit, status, index, batches, *COMMANDS, *pausing.COMMANDS, tenants, edge]:
+for _command in [submit, status, index, batches, *COMMANDS, *pause_commands.COMMANDS, tenants, edge]:
     main.add_command(_command)
 
 if __name__ == "__main__":

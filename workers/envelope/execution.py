@@ -79,7 +79,7 @@ class Execution(Preparation):
         claimed = self.claim(message)
         if claimed.verdict in (Claim.DONE, Claim.HELD, Claim.WAITING):
             return {"skipped": claimed.verdict.value}
-        later = PostponedWork(self.retries, claimed, self.paused())
+        later = PostponedWork(self.retries, claimed, self.paused)
         envelope, bad_items = self.decode(raw, message, claimed)
         envelope = later.due(timed(envelope, claimed))
         results: list[Result] = []

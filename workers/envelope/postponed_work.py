@@ -6,7 +6,7 @@ the store's clock decides when a reconciler publishes it again: nothing waits in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 import msgspec
@@ -26,12 +26,14 @@ class PostponedWork:
     are `refused`.
     """
 
-    def __init__(self, policies: RetrySettings, claimed: Claimed, pauses: Collection[str] = ()) -> None:
+    def __init__(
+        self, policies: RetrySettings, claimed: Claimed, pauses: Callable[[], Collection[str]] = tuple
+    ) -> None:
         self._policies = policies
         self._claimed = claimed
         self._ahead_s = claimed.now - steady_time()  # the store's clock, ahead of this worker's
         self._before = {(result.seq, result.task): result for result in claimed.postponed}
-        self._pauses = pauses if claimed.verdict is Claim.UNKNOWN else ()
+        self._pauses = pauses() if claimed.verdict is Claim.UNKNOWN else ()
         self.refused: list[Result] = []
         self._left: list[PostponedResult] = []
         self._paused_by: str | None = None

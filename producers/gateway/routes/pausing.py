@@ -7,7 +7,7 @@ from dataclasses import asdict
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from producers.commands.pausing import check_name
+from producers.commands.pause_commands import check_name
 from producers.gateway.answers import Json
 from producers.gateway.gateway import Gateway, Here, Who, operators_only
 from producers.gateway.openapi import api_answers
