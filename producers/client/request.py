@@ -11,7 +11,7 @@ from typing import Any
 from producers.client.redaction import redacted
 from producers.wire.catalogue import Catalogue, Task
 from producers.wire.errors import InvalidInput
-from producers.wire.forms import as_float, parameters, plain, sendable
+from producers.wire.forms import as_float, is_text, parameters, plain, sendable
 from producers.wire.messages import Input, Item, Params, Priority
 
 
@@ -89,6 +89,18 @@ class Request:
     def deadline_at(self, now: float) -> float | None:
         """Return the time after which items are not computed any more, by the clock of `now`, the submission's time."""
         return None if self.deadline_s is None else now + self.deadline_s
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether a text needs no check but `is_text`."""
+        limits = self.catalogue.limits
+        return self.tasks[0].kind.modality == "text" and not limits.redact and not self.lacking
+
+    def text(self, seq: int, value: str) -> Item | None:
+        """Return a text as an item, if the request `takes_texts`; None if `item` must say what is wrong with it."""
+        if not is_text(value, self.catalogue.limits):
+            return None
+        return Item(seq, value, self.names, self.params)  # type: ignore[arg-type]  # a dictionary that nobody changes
 
     def item(self, seq: int, value: object, *, field: str) -> Item:
         """Return `value`, an input or a NewItem, as a checked item. Raises InvalidInput, naming the invalid field."""

@@ -131,20 +131,27 @@ def check_text(value: object, limits: Limits, field: str) -> str:
     """Return a text if it is valid Unicode, within the limit, and not only white space."""
     if type(value) is not str:
         value = _as_text(value, field)
+    if is_text(value, limits):
+        return value
     if not value or value.isspace():
         raise InvalidInput(field, "is empty", "leave the item out, or give it a text")
     if len(value) > limits.max_text_chars:
         limit = limits.max_text_chars
         raise InputTooLarge(field, f"has {len(value):,} characters, over {limit:,}", "split the text")
+    raise InvalidInput(field, "is not valid Unicode (surrogates not allowed)", "decode it with the right encoding")
+
+
+def is_text(value: str, limits: Limits) -> bool:
+    """Return whether a text is valid Unicode, within the limit, and not only white space."""
+    if not 0 < len(value) <= limits.max_text_chars or value.isspace():
+        return False
     if value.isascii():
-        return value
+        return True
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidInput(
-            field, f"is not valid Unicode ({error.reason})", "decode it with the right encoding"
-        ) from error
-    return value
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 #: The types of pandas' own missing values. A missing text is often NaN.

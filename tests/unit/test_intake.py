@@ -217,3 +217,19 @@ def test_an_envelope_in_columns_is_half_a_second_of_work() -> None:
     assert node.intake.in_columns("other") == UNKNOWN_IN_COLUMNS
     node.rates["other"] = WorkRate(cost_s=0.0001, batch_rows=64, batch_cost=1024)
     assert node.intake.in_columns("other") == 78
+
+
+def test_a_large_envelope_makes_a_crowd() -> None:
+    """Its device does not want for work, so that it waits for the host; an urgent one says nothing of that."""
+    held = HeldEnvelopes(cast("Any", None), worker="w", lease_s=60)
+
+    def crowded(*, urgent: bool) -> bool:
+        before = held.crowded_s()
+        with held.taking("e", "j", urgent=urgent):
+            pass
+        return held.crowded_s() > before
+
+    assert not crowded(urgent=False)
+    held.usual["text"] = Amount(50_000, 1_000, 2_000)
+    assert crowded(urgent=False)
+    assert not crowded(urgent=True)

@@ -13,6 +13,7 @@ import msgspec
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import InvalidInput, without_text
+from producers.wire.forms import is_text
 from producers.wire.messages import Envelope, InlineBytes, Input, Item, JsonInput, Priority, TextAndImageInput
 from producers.wire.result_files import ResultFiles
 from results_store.errors import StoreUnavailable
@@ -112,10 +113,10 @@ class Preparation:
     def _block(self, envelope: Envelope) -> BlockRun | None:
         offer, first, now = self.offer.now, envelope.items[0], steady_time()
         params, refused = _params(offer, envelope, first)
-        most = min(self.limits.max_text_chars, offer.catalogue.limits.max_text_chars)
         plain = all(task.kind.modality == "text" and not task.kind.makes_files for task in params)
         texts = [item.input for item in envelope.items if type(item.input) is str]
-        usable = all(0 < len(text) <= most and not text.isspace() for text in texts)
+        most = self.limits.max_text_chars
+        usable = all(len(text) <= most and is_text(text, offer.catalogue.limits) for text in texts)
         late = envelope.deadline_at is not None and envelope.deadline_at <= now
         if refused or not plain or not usable or late:
             return None

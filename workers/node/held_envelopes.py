@@ -21,8 +21,10 @@ from workers.envelope.gate import EnvelopeInterrupted
 
 logger = logging.getLogger(__name__)
 
-#: A node that holds so many envelopes has work for its device, whatever part of the host they are in.
+#: A node that holds so many envelopes has work for its device, whatever part of the host they are in. A large one
+#: counts as several, of `USUAL_ROWS`.
 CROWD = 4
+USUAL_ROWS = 64
 
 #: The share of the latest envelope in the work of a usual envelope.
 LATEST = 0.1
@@ -43,6 +45,7 @@ class HeldEnvelope:
     envelope: Envelope | None = None
     group: Group | None = None
     may_return: bool = False
+    counts_as: float = 1.0
 
     @property
     def amount(self) -> Amount:
@@ -69,9 +72,12 @@ class HeldEnvelopes:
         self._idle = threading.Condition()
 
     @contextmanager
-    def taking(self, envelope: str, job: str, *, returned: int = 0) -> Iterator[HeldEnvelope | None]:
+    def taking(
+        self, envelope: str, job: str, *, returned: int = 0, urgent: bool = False
+    ) -> Iterator[HeldEnvelope | None]:
         """Hold an envelope while it runs. Yields None if it already runs here; the caller must then not run it."""
-        held = HeldEnvelope(envelope, job, returned)
+        rows = 0.0 if urgent else max((usual.rows for usual in self.usual.copy().values()), default=0.0)
+        held = HeldEnvelope(envelope, job, returned, counts_as=max(1.0, rows / USUAL_ROWS))
         with self._idle:
             taken = envelope not in self._held
             if taken:
@@ -112,14 +118,14 @@ class HeldEnvelopes:
         return list(self._held.copy().values())
 
     def crowded_s(self) -> float:
-        """Return the seconds since the start in which at least `CROWD` envelopes were held."""
+        """Return the seconds since the start in which `CROWD` envelopes were held, or large ones that count as many."""
         seconds, since = self._crowded
         return seconds if since is None else seconds + time.monotonic() - since
 
     def _note_crowd(self) -> None:
-        if (len(self._held) >= CROWD) != (self._crowded[1] is not None):
-            seconds = self.crowded_s()
-            self._crowded = (seconds, time.monotonic() if len(self._held) >= CROWD else None)
+        crowded = sum(held.counts_as for held in self._held.values()) >= CROWD
+        if crowded != (self._crowded[1] is not None):
+            self._crowded = (self.crowded_s(), time.monotonic() if crowded else None)
 
     def give_back(self, held: HeldEnvelope, batcher: Batcher, *, begun: bool = True) -> None:
         """Let an envelope return to its queue at once: its device may be slow, or may have stalled.

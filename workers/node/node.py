@@ -190,13 +190,14 @@ class Node:
         """
         assert self._execution is not None, "the consumer starts after the node"
         message = named(raw)
-        self._turns.begin(urgent=message.priority == Priority.INTERACTIVE)
+        urgent = message.priority == Priority.INTERACTIVE
+        self._turns.begin(urgent=urgent)
         progress = ThreadProgress(threading.current_thread().name)
         progress.note(f"envelope {message.id}", STEP_LIMIT_S)
         watch_here(progress)
         self.watchdog.watch(progress)
         try:
-            with self._held.taking(message.id, message.job, returned=returned) as held:
+            with self._held.taking(message.id, message.job, returned=returned, urgent=urgent) as held:
                 if held is None:
                     return {"skipped": "held"}
                 return self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))

@@ -51,6 +51,10 @@ class Intake:
     on_rejected: Callable[[Rejected], object] | None = None
     on_skipped: Callable[[Item], object] | None = None
     span: int = 1
+    _takes_texts: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._takes_texts = self.request.takes_texts
 
     def take(self, value: object) -> Item | None:
         """Return the next input as an item, or None if it is rejected or skipped.
@@ -59,8 +63,10 @@ class Intake:
         """
         seq = self.seen
         self.seen += 1
+        # most inputs are texts, and there are millions
+        text = type(value) is str and self._takes_texts and self.request.text(seq * self.span, value)
         try:
-            item = self._item(seq, value)
+            item = text or self._item(seq, value)
         except InvalidInput as error:
             self._reject(seq, value, error)
             if self.on_error == "raise":
