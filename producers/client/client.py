@@ -115,8 +115,9 @@ class Client(OfThisProcess):
 
     @keywords_of(AsyncClient.submit_many)
     def submit_many(self, task: str | Sequence[str], inputs: Iterable[object], **options: Unpack[ManyOptions]) -> Job:
-        """Submit inputs (plain, or as NewItem with key and parameters; also an Arrow column) chunk by chunk, in constant
-        memory.
+        """Submit inputs (plain, or as NewItem with key and parameters) chunk by chunk, in constant memory.
+
+        An Arrow column is read as its values.
 
         `on_error` is the policy for an invalid input: ``raise`` stops with InvalidInput, which names ``inputs[N]``;
         ``skip`` adds the input to the job's `rejected`. After each accepted chunk, and before the next is complete,

@@ -18,6 +18,7 @@ from producers.client.request import NewItem, Request
 from producers.client.sending import intake
 from producers.client.sending.intake import CHUNK_BYTES, CHUNK_ITEMS, REJECTED_KEPT, Chunk, Intake, values_of
 from producers.client.sending.orders import DEADLINE_GRAIN, Order, envelopes_of, shared_deadline
+from producers.client.sending.submission import check_many
 from producers.wire.catalogue import KINDS, Catalogue, Task
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, Item, Priority, decode, decode_bytes
@@ -137,6 +138,7 @@ COLUMN = ["one", "two", "三", "four " * 9]
 def test_columns_are_texts(column: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Converted many at a time."""
     monkeypatch.setattr(intake, "CONVERTED", 3)
+    check_many(column, "raise", Iterable)
     items = list(taken(Intake(request_for("topic")), values_of(column)))
     assert [(item.seq, item.input, type(item.input)) for item in items] == [
         (n, text, str) for n, text in enumerate(COLUMN)
