@@ -64,7 +64,8 @@ class Claim(StrEnum):
 class PostponedResult(NamedTuple):
     """A result of an item and task that comes later: at `due_at`, or with None at the end of a pause.
 
-    It failed `tries` times, the first time at `since`. Times are by the store's clock.
+    It failed `tries` times, the first time at `since`. Times are by the store's clock. A result that a replay asks for
+    has neither.
     """
 
     seq: int

@@ -7,13 +7,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Text, and_, bindparam, delete, or_, select, update
 
-from results_store.records import DeadLetter, EnvelopeState, Replayed, Result, ResultState
+from results_store.records import DeadLetter, EnvelopeState, PostponedResult, Replayed, Result, ResultState
 from results_store.sql.columns import among, clock
 from results_store.sql.database import Database, Weight
 from results_store.sql.reading import result as result_in
 from results_store.sql.schema import DEAD, FAILED, FINISHED, envelopes, jobs, payloads, results, webhooks
+from results_store.sql.waiting import postponing
 
 #: Error kind of the items of an envelope that was attempted too often.
 TOO_MANY_ATTEMPTS = "TooManyAttempts"
@@ -110,7 +111,10 @@ def _failures(connection: Connection, ids: Collection[str]) -> list[Result]:
 
 
 def _replay(connection: Connection, failed: ColumnElement[bool], limit: int) -> Replayed:
-    """Delete failed results and put their envelopes back into the outbox, immediately overdue."""
+    """Delete failed results and put their envelopes back into the outbox, immediately overdue.
+
+    Nothing else is missing, so the next attempt computes only these, of an envelope that may have a thousand.
+    """
     chosen = _lock_replayable(connection, failed, limit)
     deleted = _delete(connection, failed, chosen)
     if deleted:
@@ -133,12 +137,16 @@ def _replay(connection: Connection, failed: ColumnElement[bool], limit: int) -> 
                 tries=0,
                 due_at=None,
                 paused_by=None,
-                waits=None,
+                waits=bindparam("_waits", type_=Text),
             ),
-            [{"_id": envelope, "_deleted": count} for (_, envelope), count in deleted.items()],
+            [
+                {"_id": envelope, "_deleted": len(own), "_waits": postponing.waits(own)}
+                for (_, envelope), own in deleted.items()
+            ],
         )
-    _uncount(connection, deleted)
-    return Replayed(envelopes=len(deleted), results=deleted.total())
+    counts = Counter({owner: len(own) for owner, own in deleted.items()})
+    _uncount(connection, counts)
+    return Replayed(envelopes=len(counts), results=counts.total())
 
 
 def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit: int) -> dict[str, str]:
@@ -157,14 +165,19 @@ def _lock_replayable(connection: Connection, failed: ColumnElement[bool], limit:
     return {row.id: row.job for row in connection.execute(wanted)}
 
 
-def _delete(connection: Connection, failed: ColumnElement[bool], chosen: dict[str, str]) -> Counter[tuple[str, str]]:
-    """Delete the failed results of `chosen`; return their number by job and envelope."""
+def _delete(
+    connection: Connection, failed: ColumnElement[bool], chosen: dict[str, str]
+) -> dict[tuple[str, str], list[PostponedResult]]:
+    """Delete the failed results of `chosen`; return them by job and envelope."""
     of_chosen = (
         among(connection, results.c.job, set(chosen.values())),
         among(connection, results.c.envelope, chosen),
     )
-    gone = connection.execute(delete(results).where(failed, *of_chosen).returning(results.c.job, results.c.envelope))
-    return Counter((job, envelope) for job, envelope in gone)
+    named = (results.c.job, results.c.envelope, results.c.seq, results.c.task)
+    deleted: dict[tuple[str, str], list[PostponedResult]] = {}
+    for job, envelope, seq, task in connection.execute(delete(results).where(failed, *of_chosen).returning(*named)):
+        deleted.setdefault((job, envelope), []).append(PostponedResult(seq, task, 0, 0.0, None))
+    return deleted
 
 
 def _uncount(connection: Connection, deleted: Counter[tuple[str, str]]) -> None:

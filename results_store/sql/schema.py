@@ -130,7 +130,8 @@ purged_jobs = Table(
 # `tries` counts the starts with this suspect.
 #
 # An envelope that waits for its time is published without a message: until `due_at`, or until the pause of `paused_by`
-# (a subject of `pauses`) ends. `waits` are its results that are tried again or paused, as JSON; the others are stored.
+# (a subject of `pauses`) ends. `waits` are its results that are tried again, paused or replayed, as JSON; others are
+# stored.
 envelopes = Table(
     "envelopes",
     metadata,

@@ -107,6 +107,19 @@ def test_columns_that_are_given_up_are_replayed(rig: Rig) -> None:
     assert_answered(rig, envelope, TEXTS)
 
 
+def test_a_replay_computes_only_what_failed(rig: Rig) -> None:
+    """Of an envelope that may have a thousand texts."""
+    texts = [*TEXTS, "raise now", "raise again"]
+    envelope = bulk(rig, texts, in_columns=True)
+    assert rig.run(reference(envelope))["failed"] == 4
+    before = len(rig.batches)
+    assert rig.store.dead_letters.replay(failed_before=FAR).results == 4
+    assert rig.run(reference(envelope)) == {"items": 2, "failed": 4}
+    assert {len(batch.trace["items"]) for batch in rig.batches[before:] if batch.trace} <= {1, 2}
+    assert states(rig, envelope) == {"failed": {50, 51}, "succeeded": {*range(50)}}
+    assert rig.row(envelope)["state"] == "done"
+
+
 def test_an_envelope_that_runs_alone_is_no_block(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of its texts may have killed its workers."""
     monkeypatch.setattr(Execution, "prepare_block", lambda *_: pytest.fail("a block"))

@@ -81,9 +81,14 @@ def task_names(lines: str | None) -> tuple[str, ...]:
     return tuple(line.removeprefix(_TASK) for line in lines.split("\n")) if lines else ()
 
 
-def postponed(waits: str | None) -> Sequence[PostponedResult]:
+def postponed(found: str | None) -> Sequence[PostponedResult]:
     """Return the postponed results in a value of `waits`."""
-    return msgspec.json.decode(waits, type=tuple[PostponedResult, ...]) if waits else ()
+    return msgspec.json.decode(found, type=tuple[PostponedResult, ...]) if found else ()
+
+
+def waits(results: Sequence[PostponedResult]) -> str:
+    """Return a value of `waits`."""
+    return msgspec.json.encode(results).decode()
 
 
 # An attempt that postpones results was no failure: it does not count. A worker that has lost its lease changes nothing.
@@ -115,7 +120,7 @@ def postpone(connection: Connection, transaction: Transaction, now: float | None
         {
             "_id": id_,
             "_worker": transaction.worker,
-            "_waits": msgspec.json.encode(left.results).decode(),
+            "_waits": waits(left.results),
             "_due_at": left.due_at,
             "_paused_by": left.paused_by,
             "_error": cleaned(left.error),
