@@ -19,6 +19,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from producers.wire.errors import ArgosyError, without_text
+from producers.wire.tracing import exporting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,6 +155,7 @@ class CommandLine(click.Group):
         A reader of the output that stops early, like ``head``, is no failure.
         """
         _prepare_streams()
+        exporting.begin(f"argosy-{next(iter(sys.argv[1:] if args is None else args), '')}")
         try:
             code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
             if sys.stdout is not None:

@@ -300,7 +300,6 @@ def _is_cut(url: str) -> bool:
     """Return whether a URL's host is a part of its password, because the password has a sign that ends it."""
     try:
         every = [urlsplit(one) for one in (url.split(";") if url.startswith(f"{SENTINEL}://") else [url])]
-        _ = [parts.port for parts in every]
     except ValueError:
         return True
     return any("@" in parts.path + parts.fragment or ("@" in parts.query and not parts.path) for parts in every)
