@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from producers.wire.catalogue import KINDS, Task
+from results_store.loops.log_lines import JsonLines
 from workers.device import accelerator, device_memory, transfer
 from workers.device.loaded_models import LoadedModels, LoadFailed
 from workers.device.shared_state import restored
@@ -77,6 +78,8 @@ class ModelToLoad(msgspec.Struct, frozen=True):
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if os.environ.get("ARGOSY_LOG_FORMAT") == "json":  # the worker has checked it
+        logging.getLogger().handlers[0].setFormatter(JsonLines())
     sock = socket.socket(fileno=int(sys.argv[1]))
     frames: Frames = queue.PriorityQueue()
     numbers = itertools.count()

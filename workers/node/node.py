@@ -26,6 +26,7 @@ from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
 from results_store.errors import StoreError
+from results_store.loops.log_lines import about
 from results_store.loops.loop import ThreadProgress, note, watch_here
 from results_store.records import Batch, Declaration
 from results_store.store import Store
@@ -193,7 +194,10 @@ class Node:
         watch_here(progress)
         self.watchdog.watch(progress)
         try:
-            with self._held.taking(message.id, message.job, returned=returned) as held:
+            with (
+                about(job=message.job, envelope=message.id),
+                self._held.taking(message.id, message.job, returned=returned) as held,
+            ):
                 if held is None:
                     return {"skipped": "held"}
                 return self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))
@@ -442,7 +446,8 @@ class Node:
             logger.info("%d envelopes go back to their queues: other nodes end them sooner", count)
 
     def _drop_deserted(self, item: Item) -> None:
-        logger.info("item %d of job %s has no listener any more; it is cancelled", item[1], item[0])
+        job, seq = item
+        logger.info("item %d of job %s has no listener any more; it is cancelled", seq, job, extra={"job": job})
         if self._batcher:
             self._batcher.cancel(items=[item])
 
