@@ -318,8 +318,8 @@ class Feeder:
         return True
 
     def _on_lost(self, kind: str, message: str) -> None:
-        batch = {"batch": self.work.running_batch}
-        logger.warning("%s: %s; restarting it", self.device_name, message, extra=batch)
+        running = {"batch": self.work.running_batch}
+        logger.warning("%s: %s; restarting it", self.device_name, message, extra=running)
         if not self._ready:
             self._failed_starts += 1
         self._ready = False

@@ -52,6 +52,7 @@ from workers.node.follow_up_envelopes import MARK_EVERY_S, FollowUpPublisher
 from workers.node.held_envelopes import HeldEnvelopes
 from workers.node.intake import SharedIntake
 from workers.node.lanes import LOOK_EVERY_S, Lanes
+from workers.node.monitoring.worker_figures import WorkerFigures
 from workers.node.paused_work import LOOK_EVERY_S as PAUSES_EVERY_S
 from workers.node.paused_work import PausedWork
 from workers.node.peers import EXCHANGE_EVERY_S, Peers
@@ -111,6 +112,7 @@ class Node:
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
+        self._figures = WorkerFigures(slots=settings.worker.concurrency)
         self._paused = PausedWork(self._store, self._held)
         self._gate = Gate()
         self._turns = ThreadTurns()
@@ -196,11 +198,14 @@ class Node:
         try:
             with (
                 about(job=message.job, envelope=message.id),
+                self._figures.counting(),
                 self._held.taking(message.id, message.job, returned=returned) as held,
             ):
-                if held is None:
-                    return {"skipped": "held"}
-                return self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))
+                summary: dict[str, Any] = {"skipped": "held"}
+                if held is not None:
+                    summary = self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))
+                self._figures.ended(summary)
+                return summary
         finally:
             self.watchdog.leave(progress)
             watch_here(None)
@@ -415,6 +420,7 @@ class Node:
             reads=REFERENCE,
             lanes=self.lanes.numbers,
             at=time.time(),
+            figures=self._figures.now(self._held, self._batcher, self._writers, self.watchdog),
         )
 
     def _on_reload(self) -> None:
