@@ -71,6 +71,12 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return {Priority[name.upper()]: most_s for name, most_s in self.max_queued_s.items()}
 
 
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The form of a service's log: lines for people, or a JSON object a line for programs."""
+
+    format: Literal["text", "json"] = "text"
+
+
 class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
     """The content of ``fleet.json``, which `argosy up` writes while it runs."""
 
@@ -142,6 +148,11 @@ class Connection:
         """The ``[admission]`` table of the same file. Raises ConfigurationError."""
         path = self.fleet_file
         return typed(read_fleet(path).get("admission", {}) if path else {}, AdmissionSettings, f"{path}: admission")
+
+    @property
+    def log(self) -> LogSettings:
+        """The ``[log]`` table of the same file. ``ARGOSY_LOG_FORMAT`` overrides it. Raises ConfigurationError."""
+        return log_settings(self.fleet_file, self.environment)
 
     @property
     def blobs(self) -> BlobSettings:
@@ -229,6 +240,13 @@ def without_secrets(environment: Mapping[str, str] = os.environ, *, keep: tuple[
     return {
         name: value for name, value in environment.items() if name.startswith(keep) or not name.startswith(_SECRETS)
     }
+
+
+def log_settings(path: str | Path | None, environment: Mapping[str, str] = os.environ) -> LogSettings:
+    """Return the ``[log]`` table of a file, or what ``ARGOSY_LOG_FORMAT`` says. Raises ConfigurationError."""
+    if given := environment.get("ARGOSY_LOG_FORMAT", "").strip():
+        return typed({"format": given.lower()}, LogSettings, "ARGOSY_LOG_FORMAT")
+    return typed(read_fleet(path).get("log", {}) if path else {}, LogSettings, f"{path}: log")
 
 
 def checked_tenant(name: object, field: str = "tenant") -> str:

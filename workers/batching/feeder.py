@@ -322,7 +322,8 @@ class Feeder:
         return True
 
     def _on_lost(self, kind: str, message: str) -> None:
-        logger.warning("%s: %s; restarting it", self.device_name, message)
+        running = {"batch": self.work.running_batch}
+        logger.warning("%s: %s; restarting it", self.device_name, message, extra=running)
         if not self._ready:
             self._failed_starts += 1
         self._ready = False

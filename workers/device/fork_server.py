@@ -196,7 +196,7 @@ def _begin(request: ForkRequest) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    device_process.log_as_the_worker()
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a library that asks for GPUs starts none
     gc.disable()  # what is imported stays
     server = ForkServer()
