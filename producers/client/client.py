@@ -117,6 +117,8 @@ class Client(OfThisProcess):
     def submit_many(self, task: str | Sequence[str], inputs: Iterable[object], **options: Unpack[ManyOptions]) -> Job:
         """Submit inputs (plain, or as NewItem with key and parameters) chunk by chunk, in constant memory.
 
+        An Arrow column is read as its values.
+
         `on_error` is the policy for an invalid input: ``raise`` stops with InvalidInput, which names ``inputs[N]``;
         ``skip`` adds the input to the job's `rejected`. After each accepted chunk, and before the next is complete,
         `on_accepted` is called with the job's id and the number of items that this call has submitted. `on_rejected` is

@@ -96,11 +96,11 @@ class Request:
         limits = self.catalogue.limits
         return self.tasks[0].kind.modality == "text" and not limits.redact and not self.lacking
 
-    def text(self, seq: int, value: str) -> Item | None:
+    def text(self, seq: int, value: str, key: str | None = None) -> Item | None:
         """Return a text as an item, if the request `takes_texts`; None if `item` must say what is wrong with it."""
         if not is_text(value, self.catalogue.limits):
             return None
-        return Item(seq, value, self.names, self.params)  # type: ignore[arg-type]  # a dictionary that nobody changes
+        return Item(seq, value, self.names, self.params, key)  # type: ignore[arg-type]  # a dictionary nobody changes
 
     def item(self, seq: int, value: object, *, field: str) -> Item:
         """Return `value`, an input or a NewItem, as a checked item. Raises InvalidInput, naming the invalid field."""

@@ -6,8 +6,10 @@ import sqlite3
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from producers import Client, Job
@@ -20,6 +22,14 @@ TIMEOUT_S = 120
 
 #: Two attempts are enough to show that no death counts as an attempt.
 MORTAL = SCRIPTED.replace("lease_s = 3.0", "lease_s = 1.0\nmax_attempts = 2")
+
+#: Tasks whose texts form blocks.
+MORTAL += """
+[models.scripted.tasks.say]
+kind = "text-classification"
+[models.scripted.tasks.place]
+kind = "feature-extraction"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +105,43 @@ def test_a_crash_loop_fails_nobody(mortal_fleet: LocalFleet, mortal_client: Clie
     gate.unlink()
     job.wait(timeout_s=TIMEOUT_S)
     assert failures(job, texts) == {}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_blocks_are_stored_once_though_their_worker_is_killed(
+    mortal_fleet: LocalFleet, mortal_client: Client, tmp_path: Path
+) -> None:
+    """In the middle of the job, beside items of another task and an urgent one."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    mortal_client.submit_many("say", ["the client learns of the node"]).wait(timeout_s=TIMEOUT_S)
+    texts = [f"item {n:04}" for n in range(2000)]
+    texts[1500] = f"wait while {gate}"
+    blocks = mortal_client.submit_many(("say", "place"), texts)
+    items = mortal_client.submit_many("echo", texts[:200])
+    with closing(sqlite3.connect(mortal_fleet.home / "store.db")) as database:
+        stored = "SELECT coalesce(sum(stored), 0) FROM envelopes WHERE job = ?"
+        until(lambda: database.execute(stored, [blocks.id]).fetchone()[0] > 0)
+        sizes = [size for (size,) in database.execute("SELECT items FROM envelopes WHERE job = ?", [blocks.id])]
+        assert max(sizes) > 64
+        process = mortal_fleet.workers[0].process
+        assert process is not None
+        process.kill()
+        until(lambda: mortal_fleet.workers[0].process is not process)
+        gate.unlink()
+        assert mortal_client.submit("echo", "urgent", priority="interactive").result(timeout_s=TIMEOUT_S)
+        status = blocks.wait(timeout_s=TIMEOUT_S)
+        items.wait(timeout_s=TIMEOUT_S)
+        assert (status.succeeded, status.total) == (4000, 4000)
+        counts = "SELECT count(*), count(DISTINCT seq || task) FROM item_results WHERE job = ?"
+        assert database.execute(counts, [blocks.id]).fetchone() == (4000, 4000)
+        rows = database.execute("SELECT count(*) FROM result_chunks WHERE job = ?", [blocks.id]).fetchone()[0]
+        assert rows >= 2
+    for row in blocks.results():
+        crc = zlib.crc32(texts[row.seq].encode())
+        if row.task == "say":
+            assert row.output == [{"label": f"said {crc}", "score": 1.0}]
+        else:
+            assert row.vector == np.array([crc % 1000, 1], dtype="<f4").tobytes()
+    assert failures(items, texts[:200]) == {}

@@ -8,13 +8,17 @@ from concurrent.futures import Future
 from typing import Any
 
 import msgspec
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from producers.client.request import NewItem, Request
-from producers.client.sending.intake import CHUNK_BYTES, CHUNK_ITEMS, REJECTED_KEPT, Chunk, Intake
+from producers.client.sending import intake
+from producers.client.sending.intake import CHUNK_BYTES, CHUNK_ITEMS, REJECTED_KEPT, Chunk, Intake, values_of
 from producers.client.sending.orders import DEADLINE_GRAIN, Order, envelopes_of, shared_deadline
+from producers.client.sending.submission import check_many
 from producers.wire.catalogue import KINDS, Catalogue, Task
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, Item, Priority, decode, decode_bytes
@@ -121,6 +125,43 @@ def test_tasks_of_two_models_become_two_envelopes_with_the_same_seq() -> None:
         ("text", [(0, ("topic",), {}), (1, ("topic",), {})]),
         ("other", [(0, ("mood",), {"mood": {"top_k": 2}}), (1, ("mood",), {"mood": {"top_k": 2}})]),
     ]
+
+
+COLUMN = ["one", "two", "三", "four " * 9]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [np.array(COLUMN), np.array(COLUMN, dtype=object), pa.array(COLUMN), pa.chunked_array([COLUMN[:1], COLUMN[1:]])],
+    ids=["numpy", "objects", "arrow", "chunks"],
+)
+def test_columns_are_texts(column: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converted many at a time."""
+    monkeypatch.setattr(intake, "CONVERTED", 3)
+    check_many(column, "raise", Iterable)
+    items = list(taken(Intake(request_for("topic")), values_of(column)))
+    assert [(item.seq, item.input, type(item.input)) for item in items] == [
+        (n, text, str) for n, text in enumerate(COLUMN)
+    ]
+
+
+def test_a_missing_text_of_a_column_names_its_place() -> None:
+    with pytest.raises(InvalidInput, match=r"inputs\[1\]: is null"):
+        list(taken(Intake(request_for("topic")), values_of(pa.array(["a", None]))))
+
+
+def test_other_arrays_are_inputs_as_they_are() -> None:
+    rows = np.array([["a", "b"], ["c", "d"]])
+    assert values_of(rows) is rows
+    assert values_of(COLUMN) is COLUMN
+
+
+@pytest.mark.parametrize("key", [None, "k", "ключ"])
+def test_a_keyed_text_is_the_item_that_any_input_is(key: str | None) -> None:
+    """Texts take a shorter way."""
+    request = Request.check(Catalogue.builtin(), "topic", priority="bulk", params={"top_k": 2})
+    [item] = taken(Intake(request), [NewItem("a text", key)])
+    assert item == request.item(0, NewItem("a text", key), field="inputs[0]")
 
 
 def test_a_bad_input_names_its_place() -> None:

@@ -86,11 +86,10 @@ class Execution(Preparation):
         results: list[Result] = []
         refused, in_chunks = [*outcomes.malformed(envelope, bad_items), *later.refused], 0
         may_return = claimed.verdict is Claim.WORK and not claimed.alone
-        in_block = may_return and not reply
         with self.gate.passing(alone=claimed.alone):
             for portion in self.divide(envelope, claimed, refused):
                 inputs = self.fetch_inputs(portion.envelope)
-                block = self.prepare_block(portion.envelope, inputs) if in_block else None
+                block = self.prepare_block(portion.envelope, inputs) if may_return and not reply else None
                 items = self.prepare(portion.envelope, inputs, block.alone if block else None)
                 items = self.batch(portion.envelope, items, inputs, partial(on_submit, may_return=may_return), block)
                 portion.results.extend(later.kept(self.finish(portion.envelope, items, inputs.turn)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from producers.client.group_commit import Promise
 from producers.client.runtimes import Runtime
 from producers.client.sending.full_fleet import OverloadWait
-from producers.client.sending.intake import Chunk, Intake
+from producers.client.sending.intake import Chunk, Intake, values_of
 from producers.client.sending.outbox import Outbox
 from producers.client.sending.submission import Submission
 from producers.wire.errors import Overloaded
@@ -46,7 +46,7 @@ class ChunkSender:
                 async for value in inputs:
                     await self._take((value,))
             else:
-                await self._take(inputs)
+                await self._take(values_of(inputs))
             await self._send(self._chunk.empty())
         except Exception:  # the error of an input; chunks before it are still accepted
             await self._settle()

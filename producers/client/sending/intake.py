@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from producers.client.request import NewItem, Request
 from producers.wire.errors import InvalidInput
@@ -17,6 +17,9 @@ from producers.wire.packing import ENVELOPE_ITEMS, weight
 CHUNK_ITEMS = 64 * ENVELOPE_ITEMS
 CHUNK_BYTES = 16 * 1024 * 1024
 CHUNK_AGE_S = 1.0
+
+#: The values of a column that are converted at a time.
+CONVERTED = 2048
 
 #: The number of rejected inputs that a job keeps, with their errors; others are only counted.
 REJECTED_KEPT = 1_000
@@ -63,10 +66,8 @@ class Intake:
         """
         seq = self.seen
         self.seen += 1
-        # most inputs are texts, and there are millions
-        text = type(value) is str and self._takes_texts and self.request.text(seq * self.span, value)
         try:
-            item = text or self._item(seq, value)
+            item = self._text(seq, value) or self._item(seq, value)
         except InvalidInput as error:
             self._reject(seq, value, error)
             if self.on_error == "raise":
@@ -78,6 +79,18 @@ class Intake:
                 self.on_skipped(item)
             return None
         return item
+
+    def _text(self, seq: int, value: object) -> Item | None:
+        """Return a right text as an item, without the checks of other inputs: most inputs are texts."""
+        if not self._takes_texts:
+            return None
+        if type(value) is str:
+            return self.request.text(seq * self.span, value)
+        if type(value) is NewItem and type(value.input) is str and not value.params:
+            key = value.key
+            if key is None or (type(key) is str and key.isascii()):
+                return self.request.text(seq * self.span, value.input, key)
+        return None
 
     def _item(self, seq: int, value: object) -> Item:
         if isinstance(value, InvalidInput):
@@ -92,6 +105,21 @@ class Intake:
             self.rejected.append(rejected)
         if self.on_rejected is not None:
             self.on_rejected(rejected)
+
+
+def values_of(inputs: Iterable[object]) -> Iterable[object]:
+    """Return inputs, those in an array of NumPy's texts or in an Arrow column as Python's own, many at a time."""
+    kind = getattr(getattr(inputs, "dtype", None), "kind", "")
+    if kind == "U" and getattr(inputs, "ndim", 0) == 1:
+        return _converted(inputs, "tolist")
+    if hasattr(inputs, "to_pylist") and hasattr(inputs, "type"):  # an Array or a ChunkedArray
+        return _converted(inputs, "to_pylist")
+    return inputs
+
+
+def _converted(column: Any, method: str) -> Iterator[object]:
+    for begin in range(0, len(column), CONVERTED):
+        yield from getattr(column[begin : begin + CONVERTED], method)()
 
 
 @dataclass(slots=True)
