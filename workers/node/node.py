@@ -27,6 +27,7 @@ from producers.wire.messages import COLUMNS, Priority, named
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
+from producers.wire.tracing import spans
 from results_store.errors import StoreError
 from results_store.loops.log_lines import about
 from results_store.loops.loop import ThreadProgress, note, watch_here
@@ -201,7 +202,7 @@ class Node:
         self.watchdog.watch(progress)
         try:
             with (
-                about(job=message.job, envelope=message.id),
+                about(job=message.job, envelope=message.id, **spans.ids()),
                 self._figures.counting(),
                 self._held.taking(message.id, message.job, returned=returned, urgent=urgent) as held,
             ):

@@ -104,6 +104,12 @@ def current() -> SpanContext | None:
     return span.get_span_context() if span is not None and span.is_recording() else None
 
 
+def ids() -> dict[str, str]:
+    """Return the ids of this thread's span, as OpenTelemetry names them in log lines; none if it is not recorded."""
+    context = current()
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"} if context else {}
+
+
 def told(about: Mapping[str, str], done: Mapping[str, int], times: tuple[float, float] | None) -> None:
     """Complete this thread's span when the results are committed.
 
