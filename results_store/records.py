@@ -91,6 +91,18 @@ class Postponement(NamedTuple):
         return min((result.due_at for result in self.results if result.due_at is not None), default=None)
 
 
+class RetriedWork(NamedTuple):
+    """The unfinished envelopes with results that are tried again, the next at `due_at`, and the last error of one."""
+
+    envelopes: int
+    due_at: float
+    message: str
+
+    def __str__(self) -> str:
+        number = f"results of {self.envelopes:,} envelopes are" if self.envelopes > 1 else "results of an envelope are"
+        return f"{number} tried again: {self.message}"
+
+
 class Claimed(NamedTuple):
     """The answer to a claim. `now` is the time of the claim by the store's clock, in Unix seconds.
 

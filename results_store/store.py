@@ -33,6 +33,7 @@ from results_store.records import (
     NewJob,
     PendingEnvelope,
     Result,
+    RetriedWork,
     Transaction,
 )
 from results_store.sql import delivery, driver_statements, reading, submission
@@ -273,6 +274,11 @@ class Store:
         """Return the number of failed results by task and kind of error, the most frequent first."""
         with self._database.read() as connection:
             return reading.count_failures(connection, job)
+
+    def retried_work(self, job: str | None = None) -> RetriedWork | None:
+        """Return the work that waits to be tried again, of a job or of all, or None if there is none."""
+        with self._database.read() as connection:
+            return reading.retried_work(connection, job)
 
     def unfinished_models(self, job: str) -> list[str]:
         """Return the models that have envelopes of a job to compute."""

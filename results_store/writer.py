@@ -106,6 +106,8 @@ class Writer:
         self._running = False
         self._give_up = threading.Event()
         self._unavailable_since: float | None = None
+        #: The transactions so far, and their seconds, with the waits for a database that was away.
+        self.transactions, self.transaction_s = 0, 0.0
 
     # --- for the worker's threads ---
 
@@ -253,7 +255,7 @@ class Writer:
 
         Raises StoreUnavailable only after `give_up`.
         """
-        delay_s = self._first_retry_s
+        delay_s, began = self._first_retry_s, time.monotonic()
         while True:
             self.loop.progress.note("a transaction", TRANSACTION_LIMIT_S)
             try:
@@ -271,6 +273,8 @@ class Writer:
                     logger.warning("the database is back after %.0f s", time.time() - self._unavailable_since)
                     self._unavailable_since = None
                 self.loop.progress.note()
+                self.transactions += 1
+                self.transaction_s += time.monotonic() - began
                 return committed
 
     def _transact(self, group: list[_Request]) -> Committed:

@@ -21,7 +21,7 @@ import msgspec
 
 from producers.wire.blobs import BlobSettings
 from producers.wire.catalogue import Catalogue, Limits
-from producers.wire.connection import AdmissionSettings, Connection, checked_url
+from producers.wire.connection import AdmissionSettings, Connection, LogSettings, checked_url
 from producers.wire.edge.edge_settings import EdgeSettings, edge_settings
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import expanded, known, read_toml, typed
@@ -237,6 +237,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store: PlaceSettings = PlaceSettings()
     edge: EdgeSettings | None = None
     retry: RetrySettings = RetrySettings()
+    log: LogSettings = LogSettings()
 
     @property
     def connection(self) -> Connection:

@@ -47,6 +47,7 @@ from producers.wire.live_nodes import LiveNode
 from producers.wire.messages import Priority
 from producers.wire.pipelines.plan import Plan
 from producers.wire.queues import MOST_REFUSED, RefusedMessage
+from producers.wire.tracing.spans import submitting
 from results_store.records import JobStatus, QueuedWork, Result
 from results_store.sql.engines.forks import at_fork
 from results_store.sql.item_numbering import TREE_SPAN
@@ -213,12 +214,13 @@ class AsyncClient(OfThisProcess):
         return stream.follow(AsyncHandle(self._link, pending, single=True))
 
     async def _send(self, order: Order, promise: Promise) -> None:
-        self._outbox.put(order)
-        try:
-            await self._runtime.outcome(promise)
-        except BaseException:
-            promise.cancel()  # interrupted or cancelled: an order that is not sent yet is withdrawn
-            raise
+        with submitting(order.request.names, order.request.priority, items=1) as order.trace:
+            self._outbox.put(order)
+            try:
+                await self._runtime.outcome(promise)
+            except BaseException:
+                promise.cancel()  # interrupted or cancelled: an order that is not sent yet is withdrawn
+                raise
 
     # --- many items ---
 
@@ -291,7 +293,8 @@ class AsyncClient(OfThisProcess):
         """
         catalogue = await self._catalogue_for(task)
         request = Request.check(catalogue, task, priority=priority, deadline_s=deadline_s, params=params)
-        job, taken = await self._accept(request, inputs, **options)
+        with submitting(request.names, request.priority):
+            job, taken = await self._accept(request, inputs, **options)
         return AsyncJob(self._link, job, taken=taken)
 
     @keywords_of(_accept)
@@ -308,7 +311,8 @@ class AsyncClient(OfThisProcess):
         catalogue = await self.catalogue()
         plan = pipeline.check(catalogue)
         request = first_request(catalogue, plan, priority=priority, deadline_s=deadline_s)
-        job, taken = await self._accept(request, inputs, plan, **options)
+        with submitting(request.names, request.priority):
+            job, taken = await self._accept(request, inputs, plan, **options)
         return AsyncPipelineJob(self._link, job, plan, taken=taken)
 
     # --- awaiting and reading ---

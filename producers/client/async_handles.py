@@ -64,9 +64,9 @@ class AsyncHandle(OfThisProcess):
         try:
             rows = await self._link.runtime.outcome(promise, timeout_s)
         except TimeoutError as error:
-            paused = await _paused(self._link, self.job)
+            held_up = await _held_up(self._link, self.job)
             raise ResultTimeout(
-                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; {paused or 'the work goes on'}. "
+                f"job {self.job}, item {self.seq}: no result within {timeout_s} s; {held_up or 'the work goes on'}. "
                 "Ask again, or run `argosy doctor` to see whether a worker runs"
             ) from error
         finally:
@@ -193,8 +193,8 @@ class AsyncWatched(OfThisProcess):
         try:
             return await self._finished(timeout_of(timeout_s), on_progress)
         except ResultTimeout as error:
-            if paused := await _paused(self._link, self.id):
-                raise ResultTimeout(f"{error}: {paused}") from error
+            if held_up := await _held_up(self._link, self.id):
+                raise ResultTimeout(f"{error}: {held_up}") from error
             raise
 
     async def _finished(self, timeout_s: float | None, on_progress: Callable[[JobStatus], object] | None) -> JobStatus:
@@ -294,9 +294,11 @@ class AsyncJob(AsyncWatched):
         return fresh
 
 
-async def _paused(link: FleetLink, job: str) -> str:
-    """Return the pauses that hold a job, as a sentence; empty without any, and if the store does not answer."""
+async def _held_up(link: FleetLink, job: str) -> str:
+    """Return the pauses and retries that a job waits for, as a sentence; empty if the store does not answer."""
     try:
-        return ", ".join(map(str, await link.ask(lambda store: store.pauses.holding(job))))
+        found = [*map(str, await link.ask(lambda store: store.pauses.holding(job)))]
+        postponed = await link.ask(lambda store: store.retried_work(job))
     except StoreUnavailable:
         return ""
+    return "; ".join([*found, *([str(postponed)] if postponed else [])])

@@ -71,6 +71,8 @@ def _of_one(client: Client, job: str, *, as_json: bool) -> None:
     if not found.finished:
         _tell_unserved(client.ask(lambda store: store.unfinished_models(job)))
         _tell_paused(client.ask(lambda store: store.pauses.holding(job)))
+        if postponed := client.ask(lambda store: store.retried_work(job)):
+            say(f"argosy: {postponed}", err=True)
 
 
 def _of_all(client: Client, limit: int, search: str, *, as_json: bool, watched: bool) -> None:

@@ -47,6 +47,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     again: bool
     patience_s: float | None
     tenant: str | None
+    dry_run: bool
     watch: bool
     output: OutputFile | None
     revisions: bool
@@ -102,6 +103,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     help="Give up after SECONDS if the fleet stays full.  [default: wait without limit]",
 )
 @click.option("--tenant", metavar="NAME", help="Tenant that owns the job.  [default: ARGOSY_TENANT]")
+@click.option("--dry-run", is_flag=True, help="Check all rows and estimate the work; submit nothing.")
 @click.option("-w", "--watch", "--wait", "watch", is_flag=True, help="Show a progress bar until the job is finished.")
 @click.option(
     "-o",
@@ -145,6 +147,9 @@ def submit(**given: Any) -> None:
     After an interruption, run the same command again: it resumes and submits nothing twice. The key of a submission is
     derived from the files and options, so it changes when a file's size or time changes. `--again` submits anew.
 
+    `--dry-run` reads and checks all rows, and prints how long the fleet would take for them: as long as for as many
+    items of its recent batches, behind the work that waits now.
+
     With `--output` the rows are written in their order: all their columns, a column per task, and `error`. With
     `--output` or `--watch` the exit code is 1 if a result failed, expired or was cancelled. Ctrl-C ends only the wait.
 
@@ -176,6 +181,9 @@ def submit(**given: Any) -> None:
                 )
         if options.output is not None:
             check_columns(source, options.output.path)
+        if options.dry_run:
+            _estimated(client, source, options)
+            return
         job = _found_or_submitted(client, source, options)
         say(job.id)
         if options.watch or options.output is not None:
@@ -217,6 +225,21 @@ def _declared(client: Client, options: Options) -> Mapping[str, Any]:
             problem = f"has other columns than {tasks[0].name!r}, so a row cannot be the input of both"
             raise InvalidInput(f"task {task.name!r}", problem, "submit the file once for each task")
     return inputs[0]
+
+
+def _estimated(client: Client, source: Source, options: Options) -> None:
+    from producers.client.request import Request
+    from producers.commands.dry_run import counted, tell_estimate
+    from producers.wire.connection import Connection, checked_tenant
+
+    tenant = Connection().tenant if options.tenant is None else checked_tenant(options.tenant, "--tenant")
+    chosen = {"priority": options.priority, "deadline_s": options.deadline_s, "params": options.params}
+    request = Request.check(client.catalogue, _task(options), **chosen)
+    with rejecting(options.errors) as rejections:
+        rows = rejections.unless_all(source.rows())
+        found = counted(request, rows, skip=options.on_error == "skip", on_rejected=rejections)
+    tell_left_out(source)
+    tell_estimate(client, request, found, tenant)
 
 
 def _found_or_submitted(client: Client, source: Source, options: Options) -> Job:

@@ -61,6 +61,7 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
         docs_url=None,  # these pages would load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"logs": False, "metrics": False, "operation_spans": False},  # a span for each request
     )
     # for OpenAPI alone: the guard checks the key
     keys = [Depends(HTTPBearer(auto_error=False, description="An API key of `argosy gateway keys add`."))]

@@ -82,6 +82,11 @@ class Gateway:
         found = await self.client.ask(lambda store: store.pauses.holding(job))
         return f"{', '.join(map(str, found))}; its items wait until it is resumed" if found else None
 
+    async def postponed(self, job: str) -> str | None:
+        """Return a sentence if results of a job wait to be tried again."""
+        found = await self.client.ask(lambda store: store.retried_work(job))
+        return None if found is None else str(found)
+
     async def jobs(
         self,
         caller: Caller,

@@ -267,7 +267,8 @@ def install(app: FastAPI, routes: Sequence[Route]) -> None:
             found = Problem(415, "UnsupportedMediaType", f"the body must be application/json, not {sent}")
         if found.status_code == 500:
             place = f"{request.method} {request.url.path}"
-            log.error("%s, request %s: failed: %s", place, request.state.request_id, without_text(error))
+            id_ = request.state.request_id
+            log.error("%s, request %s: failed: %s", place, id_, without_text(error), extra={"request": id_})
         return answer(found, request.url.path)
 
     async def nobody_there(_: Request, __: Exception) -> Response:

@@ -19,6 +19,8 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from producers.wire.errors import ArgosyError, without_text
+from producers.wire.tracing import exporting
+from results_store.loops.log_lines import JsonLines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,13 +38,25 @@ _NOT_INSTALLED = (
 )
 
 
-def log_to_stderr() -> None:
-    """Log a service's events to stderr, each line with its time."""
-    line = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+def log_to_stderr(config: Path | None = None) -> None:
+    """Log a service's events to stderr, each line with its time; or as JSON, if `config` or the environment says so.
+
+    `config` is the service's fleet.toml, by default the environment's. Raises ConfigurationError.
+    """
+    from producers.wire.connection import Connection, log_settings
+
+    chosen = (log_settings(config) if config else Connection().log).format
+    os.environ["ARGOSY_LOG_FORMAT"] = chosen  # for the processes that it starts
+    log_as(chosen)
+
+
+def log_as(format_: str) -> None:
+    """Log to stderr in a form of `LogSettings`."""
+    line = OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     logging.captureWarnings(capture=True)  # a log has lines with a time
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(OneLine(line))
+        handler.setFormatter(JsonLines() if format_ == "json" else line)
     # httpx logs whole URLs, which are inputs; alembic logs each migration of a new database
     for chatty in ("httpx", "httpx2", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
@@ -154,6 +168,7 @@ class CommandLine(click.Group):
         A reader of the output that stops early, like ``head``, is no failure.
         """
         _prepare_streams()
+        exporting.begin(f"argosy-{next(iter(sys.argv[1:] if args is None else args), '')}")
         try:
             code = super().main(args, prog_name or "argosy", complete_var, standalone_mode=False, **extra)
             if sys.stdout is not None:

@@ -71,6 +71,12 @@ class AdmissionSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return {Priority[name.upper()]: most_s for name, most_s in self.max_queued_s.items()}
 
 
+class LogSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The form of a service's log: lines for people, or a JSON object a line for programs."""
+
+    format: Literal["text", "json"] = "text"
+
+
 class LocalFleet(msgspec.Struct, frozen=True, kw_only=True):
     """The content of ``fleet.json``, which `argosy up` writes while it runs."""
 
@@ -142,6 +148,11 @@ class Connection:
         """The ``[admission]`` table of the same file. Raises ConfigurationError."""
         path = self.fleet_file
         return typed(read_fleet(path).get("admission", {}) if path else {}, AdmissionSettings, f"{path}: admission")
+
+    @property
+    def log(self) -> LogSettings:
+        """The ``[log]`` table of the same file. ``ARGOSY_LOG_FORMAT`` overrides it. Raises ConfigurationError."""
+        return log_settings(self.fleet_file, self.environment)
 
     @property
     def blobs(self) -> BlobSettings:
@@ -231,6 +242,13 @@ def without_secrets(environment: Mapping[str, str] = os.environ, *, keep: tuple[
     }
 
 
+def log_settings(path: str | Path | None, environment: Mapping[str, str] = os.environ) -> LogSettings:
+    """Return the ``[log]`` table of a file, or what ``ARGOSY_LOG_FORMAT`` says. Raises ConfigurationError."""
+    if given := environment.get("ARGOSY_LOG_FORMAT", "").strip():
+        return typed({"format": given.lower()}, LogSettings, "ARGOSY_LOG_FORMAT")
+    return typed(read_fleet(path).get("log", {}) if path else {}, LogSettings, f"{path}: log")
+
+
 def checked_tenant(name: object, field: str = "tenant") -> str:
     """Return a valid tenant name; empty means no tenant. Raises InvalidInput naming `field`."""
     if not isinstance(name, str) or not _TENANT.fullmatch(name):
@@ -300,7 +318,6 @@ def _is_cut(url: str) -> bool:
     """Return whether a URL's host is a part of its password, because the password has a sign that ends it."""
     try:
         every = [urlsplit(one) for one in (url.split(";") if url.startswith(f"{SENTINEL}://") else [url])]
-        _ = [parts.port for parts in every]
     except ValueError:
         return True
     return any("@" in parts.path + parts.fragment or ("@" in parts.query and not parts.path) for parts in every)

@@ -21,7 +21,7 @@ _MISSING = re.compile(r"Object missing required field `(.+)`")
 
 
 #: The tables of a ``fleet.toml``. Each program reads its own; workers refuse all other names.
-TABLES = ("worker", "limits", "models", "data", "admission", "blobs", "broker", "store", "edge")
+TABLES = ("worker", "limits", "models", "data", "admission", "blobs", "broker", "store", "edge", "retry", "log")
 
 
 def expanded(path: str | Path) -> Path:

@@ -24,6 +24,7 @@ from producers.wire.live_nodes import LiveNodes
 from producers.wire.messages import COLUMNAR, JSON, MSGPACK, REFERENCE, Priority, Reference, new_id
 from producers.wire.queues import TASK, queue_name, redis_key
 from producers.wire.sockets import KEEPALIVE, sentinel_options, sentinels, unix_socket
+from producers.wire.tracing.spans import TraceContext, headers
 from results_store.sql.engines.forks import at_fork
 
 if TYPE_CHECKING:
@@ -89,7 +90,13 @@ class Publishable(Protocol):
 
 
 def message(
-    envelope: Publishable, *, about: str = "", durable: bool = True, reference: bool = False, at: float | None = None
+    envelope: Publishable,
+    *,
+    about: str = "",
+    durable: bool = True,
+    reference: bool = False,
+    at: float | None = None,
+    traces: Sequence[TraceContext] = (),
 ) -> Message:
     """Return an envelope's Redis list and the message to push there: with its body, or only a reference to the store.
 
@@ -97,7 +104,7 @@ def message(
     reconciler reads the time `at` from the message, by the store's clock; by default it is the sender's time now.
 
     Flower shows `about` (``64 items, sentiment+topic``) beside the envelope's model, priority and job. The inputs are
-    never shown.
+    never shown. `traces` are the contexts of the items' submissions.
     """
     by_name = reference or not envelope.payload or envelope.content_type == COLUMNAR
     payload, content_type = _reference(envelope) if by_name else (envelope.payload, envelope.content_type)
@@ -109,7 +116,7 @@ def message(
         "body": before + payload + after,  # msgspec writes bytes as base64, as kombu expects here
         "content-encoding": _CONTENT_ENCODINGS[content_type],
         "content-type": content_type,
-        "headers": _headers(envelope.id, repr((shown,)), durable=durable),
+        "headers": _headers(envelope.id, repr((shown,)), durable=durable) | (headers(traces) if traces else {}),
         "properties": {
             "correlation_id": envelope.id,
             "reply_to": "",

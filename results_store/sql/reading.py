@@ -21,6 +21,7 @@ from results_store.records import (
     JobStatus,
     Result,
     ResultState,
+    RetriedWork,
 )
 from results_store.sql.columns import among, clock, text
 from results_store.sql.schema import DEAD, FAILED, RUNNING, UNFINISHED, envelopes, jobs, payloads, results
@@ -145,6 +146,13 @@ def count_failures(connection: Connection, job_: str | None) -> list[FailureCoun
         wanted = wanted.where(results.c.job == job_)
     rows = connection.execute(wanted.group_by(results.c.task, "kind").order_by(number.desc(), results.c.task, "kind"))
     return [FailureCount(task, kind or "", count, message or "") for task, kind, count, message in rows]
+
+
+def retried_work(connection: Connection, job_: str | None) -> RetriedWork | None:
+    message = func.max(envelopes.c.error["message"].as_string())
+    wanted = select(func.count(), func.min(envelopes.c.due_at), message).where(IS_POSTPONED)
+    number, due_at, said = connection.execute(wanted if job_ is None else wanted.where(envelopes.c.job == job_)).one()
+    return RetriedWork(number, due_at, said or "") if number else None
 
 
 def unfinished_models(connection: Connection, job_: str) -> list[str]:

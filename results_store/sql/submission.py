@@ -73,6 +73,7 @@ def insert_envelopes(connection: Connection, new: Sequence[NewEnvelope], now: fl
 
 def cancel_job(connection: Connection, job: str, at: float | None) -> JobStatus:
     """Set `cancelled_at` of a job that is neither finished nor cancelled. Its envelopes wait for nothing any more."""
+    postponing.wake(connection, job)
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job, jobs.c.cancelled_at.is_(None), jobs.c.finished_at.is_(None))
@@ -82,7 +83,6 @@ def cancel_job(connection: Connection, job: str, at: float | None) -> JobStatus:
     row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
     if row is None:
         raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
-    postponing.wake(connection, job)
     return job_status(row)
 
 

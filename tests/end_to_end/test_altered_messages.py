@@ -24,7 +24,7 @@ from tests.end_to_end.processes import fleet_in, until
 from workers.fleet.local import LocalFleet
 
 TEXTS = [f"text {number}" for number in range(1280)]
-BULK = redis_key("scripted", Priority.BULK)
+QUEUE = redis_key("scripted", Priority.STANDARD)
 
 #: A worker that takes a message at a time, so that the others stay in Redis. It needs no more than three attempts.
 ONE_AT_A_TIME = SCRIPTED.replace("[worker]", "[worker]\nconcurrency = 1\nmax_attempts = 3")
@@ -91,17 +91,17 @@ def test_altered_messages_lose_and_change_nothing(
             first = client.submit("echo", f"hold {hold}")
             until(hold.exists)
             with Client(fleet.broker_url, fleet.store_url) as producer:
-                job = producer.submit_many("echo", TEXTS, priority="bulk")
-                found: Any = redis.lrange(BULK, 0, -1)
+                job = producer.submit_many("echo", TEXTS, priority="standard")
+                found: Any = redis.lrange(QUEUE, 0, -1)
                 said = {one: json.loads(base64.b64decode(json.loads(one)["body"]))[0][0] for one in found}
                 waiting = [one for one in found if said[one]["job"] == job.id]  # not a copy of an earlier test's
                 assert len(waiting) == len(TEXTS) / 64
                 assert {said[one]["version"] for one in waiting} == {form}
                 for place, data in enumerate(found):
                     if data in waiting:
-                        redis.lset(BULK, place, ALTERED[altered](chance, data))
+                        redis.lset(QUEUE, place, ALTERED[altered](chance, data))
                 if altered == "two copies":
-                    redis.lpush(BULK, *waiting)
+                    redis.lpush(QUEUE, *waiting)
                 hold.unlink()
                 status = job.wait(timeout_s=120)
                 first.result(timeout_s=60)

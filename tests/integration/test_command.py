@@ -24,10 +24,11 @@ from producers.commands import submit_progress
 from producers.commands.main import main
 from producers.wire import command_line
 from producers.wire.publisher import Publisher
-from results_store.records import NewJob
+from results_store.records import Batch, NewJob
 from results_store.sql.database import Weight
 from results_store.sql.schema import results
 from results_store.store import Store
+from tests.integration.rows import new_envelope
 from tests.integration.stand_in import FAILS, StandIn
 from workers.node import presence
 
@@ -537,3 +538,31 @@ def test_answers_of_another_revision_than_the_served_one_are_said(
     for served, said in (("r1", ""), ("r2", "; its results are of text r1, and workers now serve r2")):
         announce(broker_url, text=served)
         assert argosy("submit", rows, "--task", "topic").stderr == f"{again}{said}; `--again` submits it anew\n"
+
+
+def test_a_dry_run_checks_and_estimates_and_submits_nothing(tmp_path: Path, store: Store) -> None:
+    """From the fleet's recent batches, behind the work that waits; without a batch, it says that nothing is known."""
+    rows = tmp_path / "reviews.csv"
+    rows.write_text("id,review\n" + "".join(f"{n},fine film {n}\n" for n in range(400)) + "400,\n")
+    command = ("submit", rows, "-t", "topic", "-t", "sentiment", "--input-column", "review", "--dry-run")
+    refused = argosy(*command)
+    assert (refused.exit_code, "reviews.csv" in refused.stderr) == (1, True), "a bad row stops it, as a submission"
+    unknown = argosy(*command, "--on-error", "skip").stdout
+    assert unknown.splitlines()[:2] == [
+        "401 rows, 1 of them bad; nothing was submitted", "text (topic, sentiment): no recent batches"
+    ]  # fmt: skip
+
+    ran = {"model": "text", "model_revision": "r", "device": "cpu", "queue_wait_s": 0.0, "started_at": store.now() - 5}
+    sizes = {"items": 10, "rows": 10, "tokens": 70, "padded_tokens": 80, "forward_s": 1.0}
+    batches = [Batch(id=f"b{worker}", worker=worker, **ran, **sizes) for worker in ("w1", "w2")]
+    store.commit([], batches=batches)
+    store.create_job(NewJob(id="ahead", priority=9))
+    store.add_envelopes([new_envelope("e0", job="ahead", model="text", priority=9, items=100, results=100)])
+    store.pauses.pause("task", "topic", "a test")
+    told = argosy(*command, "--on-error", "skip", "--deadline", "10")
+    assert told.exit_code == 0
+    assert "text (topic, sentiment): about 20.0 s of the fleet's time, 2,800 tokens" in told.stdout
+    assert "done in about 25.0 s, 5.0 s of it behind other work: " in told.stdout
+    assert "the deadline of 10 s comes before that" in told.stderr
+    assert "task 'topic' is paused (a test); rows would wait" in told.stderr
+    assert [job.id for job in store.jobs()] == ["ahead"]

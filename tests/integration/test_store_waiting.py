@@ -43,6 +43,7 @@ def test_an_envelope_waits_for_its_time_without_a_lease(store: Store) -> None:
     postpone(store, AGAIN)
 
     assert store.job("job").succeeded == 1, "its neighbours are stored at once"
+    assert store.retried_work() is None, "by the store's own clock its time has come long ago"
     assert claim(store, now=NOW + 9, worker="w2").verdict is Claim.WAITING
     assert overdue(store, NOW + 9.9) == []
     assert overdue(store, NOW + 10) == ["e0"]
@@ -194,3 +195,21 @@ def test_what_waits_is_counted_apart(store: Store) -> None:
     _, demand = store.figures.demand()
     assert (demand[0].paused, demand[0].unclaimed_since is not None) == (0, True)
     assert [work.model for work in store.flight.queued_work()] == ["a", "b", "c"]
+
+
+def test_what_is_tried_again_says_why(store: Store) -> None:
+    """Otherwise a job would stand still for minutes without a word."""
+    submit(store, 2)
+    claims = store.claim(["e0", "e1"], worker="w1", lease_s=60)
+    assert store.retried_work("job") is None
+    left = [
+        Postponement([AGAIN._replace(due_at=claims["e0"].now + after_s)], error={"kind": "X", "message": "away"})
+        for after_s in (500, 1000)
+    ]
+    store.transact(Transaction(postponed=dict(zip(("e0", "e1"), left, strict=True)), worker="w1"))
+    found = store.retried_work("job")
+    assert found is not None
+    assert (found.envelopes, found.due_at, str(found)) == (
+        2, left[0].due_at, "results of 2 envelopes are tried again: away"
+    )  # fmt: skip
+    assert (store.retried_work(), store.retried_work("another")) == (found, None)

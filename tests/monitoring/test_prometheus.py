@@ -53,6 +53,9 @@ FIRES: dict[str, tuple[dict[str, str], int]] = {
     "ArgosyDeadLetters": ({"argosy_dead_letters": "2x20 3x5"}, 22),
     "ArgosyFailures": ({'argosy_failed_results_total{task="t",kind="k"}': "0+60x20"}, 18),
     "ArgosyWorkersDie": ({"argosy_envelope_worker_deaths": "3x10"}, 5),
+    "ArgosyWorkerRestarts": ({'argosy_worker_start_time_seconds{worker="w"}': "1x3 2x3 3x3 4x5"}, 12),
+    "ArgosyStoreSlow": ({'argosy_worker_transaction_seconds_total{worker="w"}': "0+90x30",
+                         'argosy_worker_transactions_total{worker="w"}': "0+60x30"}, 20),
     "ArgosyRefusedMessages": ({"argosy_broker_refused_messages": "0x20 4x5"}, 22),
     "ArgosyBrokerFull": ({"argosy_broker_memory_bytes": "95x10", "argosy_broker_memory_limit_bytes": "100x10"}, 8),
 }  # fmt: skip

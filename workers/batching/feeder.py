@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from producers.wire.tracing import spans
 from results_store.loops.loop import doing
 from results_store.records import Batch
 from workers.batching.inbox import Admit, Cancel, GiveBack, Message, Retire, Weigh
@@ -241,6 +242,9 @@ class Feeder:
         served = self.models[batch.model]
         record = batch.record(ran, model=served.name, revision=served.revision, **where)
         self.on_batch(replace(record, loads=self.models.loads_since_last()))
+        about = {"batch": record.id, "model": record.model, "device": record.device, "rows": record.rows}
+        traces = [entry.group.trace for entry in batch.entries if entry.group]
+        spans.batched(f"batch {record.model}", about, traces, (record.started_at, ran.ended_at))
         batch.deliver(arrays, machine_time(batch.formed_at), ran.ended_at)
 
     def _host_s(self, idle_s: float, forward_s: float) -> float | None:
@@ -318,7 +322,8 @@ class Feeder:
         return True
 
     def _on_lost(self, kind: str, message: str) -> None:
-        logger.warning("%s: %s; restarting it", self.device_name, message)
+        running = {"batch": self.work.running_batch}
+        logger.warning("%s: %s; restarting it", self.device_name, message, extra=running)
         if not self._ready:
             self._failed_starts += 1
         self._ready = False

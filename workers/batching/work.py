@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from producers.wire.tracing import spans
 from workers.batching.planning.waiting_pool import Waiting
 from workers.models.interface.model import Array, Prepared
 
@@ -62,9 +63,13 @@ Outcome: TypeAlias = Computed | Failed | Expired | Cancelled | Interrupted | Sup
 
 
 class Group:
-    """The entries of an envelope. Only the batcher's thread counts down; the envelope's thread waits."""
+    """The entries of an envelope. Only the batcher's thread counts down; the envelope's thread waits.
+
+    `trace` is the context of the thread's span that made it.
+    """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
+        self.trace = spans.current()
         self.entries = list(entries)
         self._left = len(entries)
         self._done = threading.Event()

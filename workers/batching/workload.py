@@ -138,6 +138,11 @@ class Workload:
         return len(self._given) > 0
 
     @property
+    def running_batch(self) -> str | None:
+        """The id of the batch that the device runs as a whole."""
+        return next((batch.id for batch in self._given), None)
+
+    @property
     def stepping(self) -> bool:
         """Whether any requests step at the device."""
         return len(self._joining) > 0

@@ -85,7 +85,7 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     from workers.consumer import worker as node
     from workers.device import devices
 
-    log_to_stderr()
+    log_to_stderr(config)
     faulthandler.enable()  # a crash in a library's C code is then in the log, with each thread's place
     chosen = settings.load(config)
     where = chosen.connection

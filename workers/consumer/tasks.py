@@ -16,6 +16,7 @@ from producers.wire.fleet_file import known
 from producers.wire.messages import VERSION, Envelope, Priority
 from producers.wire.publisher import DURABLE
 from producers.wire.queues import TASK
+from producers.wire.tracing.spans import processing
 from workers.consumer.requests import EnvelopeRequest
 from workers.consumer.unacknowledged import times_returned
 from workers.envelope.gate import EnvelopeInterrupted
@@ -50,7 +51,8 @@ def register(app: Celery, node: Node) -> None:
             if self.request.get(DURABLE) is None:  # a header of Argosy's own messages, whose versions may differ
                 _check_fields(envelope)
             completed = _completed(envelope, self.request.id)
-            return node.run(completed, reply=reply, returned=times_returned(self.request))
+            with processing(self.request, (self.request.delivery_info or {}).get("routing_key", "")):
+                return node.run(completed, reply=reply, returned=times_returned(self.request))
         except EnvelopeInterrupted as interrupted:
             # neither a stop by the operator nor another node's speed is a failure: the message returns to its queue
             raise Reject(str(interrupted), requeue=True) from interrupted

@@ -156,6 +156,10 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
         logging.getLogger(chatty).setLevel(logging.WARNING)  # these log two lines per envelope; Flower shows the same
     logging.getLogger("celery.app.trace").addFilter(_is_no_return)
     logging.getLogger("celery.app.trace").addFilter(LeaveTextOut())
+    if os.environ.get("ARGOSY_LOG_FORMAT") == "json":
+        from celery.apps import worker as celery_worker
+
+        celery_worker.safe_say = lambda *_: None  # it writes lines of its own to stdout when the worker stops
     warnings.filterwarnings("ignore", "Exception raised outside body", RuntimeWarning)  # refused, by name
     node.lanes.follow(partial(_take_from, worker, node.lanes))
     draining = Loop("drain", drain)

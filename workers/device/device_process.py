@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from producers.wire.catalogue import KINDS, Task
+from results_store.loops.log_lines import JsonLines
 from workers.device import accelerator, device_memory, libraries, transfer
 from workers.device.loaded_models import LoadedModels, LoadFailed
 from workers.device.shared_state import restored
@@ -73,6 +74,13 @@ class ModelToLoad(msgspec.Struct, frozen=True):
         if not isinstance(model, Model):
             raise TypeError(f"{self.class_} is not a workers.models.interface.model.Model")
         return model
+
+
+def log_as_the_worker() -> None:
+    """Write log lines in the form of the worker, which has checked its name."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if os.environ.get("ARGOSY_LOG_FORMAT") == "json":
+        logging.getLogger().handlers[0].setFormatter(JsonLines())
 
 
 def main(descriptor: int) -> None:
@@ -206,5 +214,5 @@ def _traceback(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_as_the_worker()
     main(int(sys.argv[1]))

@@ -125,7 +125,6 @@ class ForkServer:
 
     def _fork(self, request: ForkRequest, descriptors: list[int]) -> None:
         libraries.load(request.libraries)
-        gc.collect()
         gc.freeze()  # a collection would write into the pages that the processes share
         report = socket.socket(fileno=os.dup(descriptors[1]))
         clean = threading.active_count() == 1
@@ -187,7 +186,8 @@ def _has_used_gpu() -> bool:
 
 
 def _begin(request: ForkRequest) -> None:
-    """Give a forked process its own name, random numbers and number of threads."""
+    """Give a forked process its own name, random numbers, number of threads, and garbage collector."""
+    gc.enable()
     with suppress(OSError):
         Path("/proc/self/comm").write_text(process_name(request.worker), "ascii")
     np.random.seed()
@@ -196,8 +196,9 @@ def _begin(request: ForkRequest) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    device_process.log_as_the_worker()
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # a library that asks for GPUs starts none
+    gc.disable()  # what is imported stays
     server = ForkServer()
     where = sys.argv[1]
     if where.isdecimal():

@@ -21,6 +21,7 @@ import msgspec
 
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import BadItem, Envelope, Named, Priority, decode, named, outline, stored_envelope
+from producers.wire.tracing import spans
 from results_store.errors import InvalidRow
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
@@ -254,10 +255,12 @@ class Execution(Preparation):
         The writer has already announced the commit to the producers.
         """
         summary: dict[str, Any] = {"items": len(envelope.items)}
-        if claim is Claim.DEAD:
-            return summary | {"dead": len(results)}
         counts = Counter(row.state.value for row in results)
         counts[ResultState.SUCCEEDED.value] += in_chunks
+        about = {"envelope": envelope.id, "job": envelope.job, "model": envelope.model}
+        spans.told(about, +counts, outcomes.last_batch(results))
+        if claim is Claim.DEAD:
+            return summary | {"dead": len(results)}
         summary |= +counts
         summary |= {"postponed": postponed} if postponed else {}
         return summary | {"results": [plain(row) for row in results]} if reply else summary

@@ -221,3 +221,10 @@ def _without_files(row: Result, files: ResultFiles | None) -> Result:
                 return replace(row, state=ResultState.FAILED, output=None, error=detail)
             time.sleep(wait_s)
     raise AssertionError("the last try returns")
+
+
+def last_batch(results: Iterable[Result]) -> tuple[float, float] | None:
+    """Return when the last batch of results was formed and computed (Unix seconds); None if none was computed."""
+    times = [(row.computed_at, row.batched_at) for row in results if row.computed_at and row.batched_at]
+    computed_at, batched_at = max(times, default=(None, None))
+    return (batched_at, computed_at) if batched_at and computed_at else None

@@ -44,6 +44,7 @@ def examine(where: Connection) -> list[Finding]:
             "jobs": partial(_unowed, store),
             "envelopes": partial(_running_alone, store),
             "pauses": partial(paused, store),
+            "retries": partial(_postponed, store),
             "dead letters": partial(_dead, store),
             "clock": partial(_clocks, publisher, store),
         }
@@ -154,6 +155,12 @@ def paused(store: Store) -> Iterator[Finding]:
         age = _age(store.now() - one.paused_at)
         remedy = f"`argosy resume {one.kind} {one.name or repr('')}` ends it"
         yield Finding("pause", True, f"{one}, for {age}; {one.waiting} envelopes wait: {remedy}")
+
+
+def _postponed(store: Store) -> Iterator[Finding]:
+    """Name the work that is tried again: no problem of the fleet, but the reason for which jobs do not end."""
+    if found := store.retried_work():
+        yield Finding("retries", True, f"{found}; the next in {_age(found.due_at - store.now())}")
 
 
 def _dead(store: Store) -> Iterator[Finding]:

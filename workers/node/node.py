@@ -27,7 +27,9 @@ from producers.wire.messages import COLUMNS, Priority, named
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
+from producers.wire.tracing import spans
 from results_store.errors import StoreError
+from results_store.loops.log_lines import about
 from results_store.loops.loop import ThreadProgress, note, watch_here
 from results_store.records import Batch, Declaration
 from results_store.store import Store
@@ -54,6 +56,7 @@ from workers.node.follow_up_envelopes import MARK_EVERY_S, FollowUpPublisher
 from workers.node.held_envelopes import HeldEnvelopes
 from workers.node.intake import SharedIntake
 from workers.node.lanes import LOOK_EVERY_S, Lanes
+from workers.node.monitoring.worker_figures import WorkerFigures
 from workers.node.paused_work import LOOK_EVERY_S as PAUSES_EVERY_S
 from workers.node.paused_work import PausedWork
 from workers.node.peers import EXCHANGE_EVERY_S, Peers
@@ -113,6 +116,7 @@ class Node:
         self._publisher = Publisher(broker_url)
         self._store = Store(store_url)
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
+        self._figures = WorkerFigures(slots=settings.worker.concurrency)
         self._paused = PausedWork(self._store, self._held)
         self._gate = Gate()
         self._turns = ThreadTurns()
@@ -197,10 +201,16 @@ class Node:
         watch_here(progress)
         self.watchdog.watch(progress)
         try:
-            with self._held.taking(message.id, message.job, returned=returned, urgent=urgent) as held:
-                if held is None:
-                    return {"skipped": "held"}
-                return self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))
+            with (
+                about(job=message.job, envelope=message.id, **spans.ids()),
+                self._figures.counting(),
+                self._held.taking(message.id, message.job, returned=returned, urgent=urgent) as held,
+            ):
+                summary: dict[str, Any] = {"skipped": "held"}
+                if held is not None:
+                    summary = self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))
+                self._figures.ended(summary)
+                return summary
         finally:
             self.watchdog.leave(progress)
             watch_here(None)
@@ -415,6 +425,7 @@ class Node:
             reads=COLUMNS,
             lanes=self.lanes.numbers,
             at=time.time(),
+            figures=self._figures.now(self._held, self._batcher, self._writers, self.watchdog),
         )
 
     def _with_columns(self, name: str, state: ModelState) -> ModelState:
@@ -454,7 +465,8 @@ class Node:
             logger.info("%d envelopes go back to their queues: other nodes end them sooner", count)
 
     def _drop_deserted(self, item: Item) -> None:
-        logger.info("item %d of job %s has no listener any more; it is cancelled", item[1], item[0])
+        job, seq = item
+        logger.info("item %d of job %s has no listener any more; it is cancelled", seq, job, extra={"job": job})
         if self._batcher:
             self._batcher.cancel(items=[item])
 

@@ -38,7 +38,8 @@ class PausedWork:
             return
         for held in self._held.now():
             if held.may_return and held.envelope and is_paused(held.envelope, self.subjects):
-                logger.info("envelope %s of job %s goes back to its queue: it is paused", held.id, held.job)
+                ids = {"job": held.job, "envelope": held.id}
+                logger.info("envelope %s goes back to its queue: it is paused", held.id, extra=ids)
                 self._held.give_back(held, batcher, begun=False)
 
 

@@ -41,7 +41,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
 
     It reads messages up to the version `reads`, and takes them from the queues of its
     models in these `lanes`: see `producers.wire.live_nodes`. `at` is the time of the announcement by the node's clock,
-    as Unix time. A node of an older version says neither lanes nor time.
+    as Unix time. A node of an older version says neither lanes nor time. `figures` are for metrics: see
+    `workers.node.monitoring`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     reads: int = VERSION
     lanes: list[int] = []
     at: float = 0.0
+    figures: dict[str, float] = {}
 
     @property
     def queues(self) -> list[str]:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from results_store.loops.loop import Loop, ThreadProgress
 
@@ -49,9 +50,11 @@ class ProgressWatch:
         self._clock = clock
         self._died: dict[ThreadProgress, Callable[[], bool]] = {}  # the watched threads
         self._loops: list[Loop] = []
-        self._seen: dict[ThreadProgress, tuple[object, float]] = {}  # the state, and the awake time at which it was new
+        self._seen: dict[ThreadProgress, tuple[Any, float]] = {}  # the state, and the awake time at which it was new
         self._looked_at = clock()
         self._awake_s = 0.0
+        #: Of the last look: the longest time without a turn of a thread that should take one, and the look's own delay.
+        self.lag_s = self.late_s = 0.0
 
     def watch(self, progress: ThreadProgress, died: Callable[[], bool] = lambda: False) -> None:
         """Watch a thread until `leave`; `died` tells whether it has ended without a reason."""
@@ -68,6 +71,7 @@ class ProgressWatch:
     def look(self) -> str | None:
         """Return the problem of a thread, if there is one."""
         now = self._clock()
+        self.late_s = max(0.0, now - self._looked_at - LOOK_EVERY_S)
         self._awake_s += min(now - self._looked_at, 2 * LOOK_EVERY_S)
         self._looked_at = now
         for loop in [loop for loop in self._loops if loop.over]:
@@ -75,7 +79,10 @@ class ProgressWatch:
             self.leave(loop.progress)
         watched = self._died.copy()
         self._seen = {progress: seen for progress, seen in self._seen.items() if progress in watched}
-        return next(filter(None, (self._problem(progress, died) for progress, died in watched.items())), None)
+        problem = next(filter(None, (self._problem(progress, died) for progress, died in watched.items())), None)
+        idle_s = (self._awake_s - since_s for (_, _, limit_s), since_s in self._seen.values() if limit_s is None)
+        self.lag_s = max(idle_s, default=0.0)
+        return problem
 
     def _problem(self, progress: ThreadProgress, died: Callable[[], bool]) -> str | None:
         state = progress.state

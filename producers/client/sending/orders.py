@@ -14,6 +14,7 @@ from producers.client.pending_results import PendingResult
 from producers.client.request import Request
 from producers.wire.messages import VERSION, Envelope, Item, Priority, new_id
 from producers.wire.packing import pack
+from producers.wire.tracing.spans import TraceContext
 from results_store.records import NewJob
 
 #: Lone items with the same `deadline_s` that are submitted at about the same time share envelopes, because their
@@ -30,7 +31,7 @@ class Order:
 
     `deadline_at` is monotonic. A lone item has `pending`, which awaits its results, and `size`, its approximate bytes
     while it waits. The outbox creates `new_job` in the same transaction. `expected_rows` is the number of rows that the
-    job must have before, and `fingerprint` that of all rows with these.
+    job must have before, and `fingerprint` that of all rows with these. `trace` is the context of the caller's span.
     """
 
     request: Request
@@ -46,6 +47,7 @@ class Order:
     new_job: NewJob | None = None
     expected_rows: int | None = None
     fingerprint: str | None = None
+    trace: TraceContext | None = None
 
 
 def shared_deadline(request: Request, now: float) -> float | None:

@@ -24,6 +24,7 @@ from producers.wire.errors import BrokerUnavailable, Overloaded
 from producers.wire.messages import Envelope
 from producers.wire.packing import ENVELOPE_ITEMS, outbox_row
 from producers.wire.publisher import Message, message
+from producers.wire.tracing.spans import TraceContext
 from results_store.errors import StoreError, StoreUnavailable, UnknownJob
 from results_store.records import NewEnvelope
 
@@ -137,7 +138,7 @@ class Outbox:
             at = add()
         self._warn_of_unserved(packed)
         self._expect(packed, lone)
-        return _messages(packed, at, reference=self._link.publisher.by_reference)
+        return _messages(packed, at, _traces(orders), reference=self._link.publisher.by_reference)
 
     def _warn_of_unserved(self, packed: Sequence[tuple[Envelope, NewEnvelope]]) -> None:
         """Log once for each model that workers run, but none of them serves it: its items wait."""
@@ -173,7 +174,7 @@ class Outbox:
         try:
             lone = self._open_streams(orders)
             packed = self._pack(orders)
-            messages = _messages(packed, None, reference=False)
+            messages = _messages(packed, None, _traces(orders), reference=False)
             self._expect(packed, lone)
             self._link.publisher.publish(list(messages.values()))
         except Exception as error:  # noqa: BLE001 - a caller waits for any error
@@ -252,16 +253,40 @@ def end_abandoned(outbox: Outbox, link: FleetLink) -> None:
 
 
 def _messages(
-    packed: Iterable[tuple[Envelope, NewEnvelope]], at: float | None, *, reference: bool
+    packed: Iterable[tuple[Envelope, NewEnvelope]],
+    at: float | None,
+    traces: Mapping[tuple[str, int], TraceContext],
+    *,
+    reference: bool,
 ) -> dict[str, Message]:
     """Return the message of each envelope, by its id: a reference to the store, or the envelope itself.
 
     `at` is the store's time, if known.
     """
     return {
-        row.id: message(row, about=envelope.about, durable=envelope.durable, reference=reference, at=at)
+        row.id: message(
+            row,
+            about=envelope.about,
+            durable=envelope.durable,
+            reference=reference,
+            at=at,
+            traces=_traces_of(envelope, traces) if traces else (),
+        )
         for envelope, row in packed
     }
+
+
+def _traces(orders: Iterable[Order]) -> dict[tuple[str, int], TraceContext]:
+    """Return the contexts of orders: by job and number of a lone item, by job and -1 of many items."""
+    return {
+        (order.job, -1 if order.pending is None else order.items[0].seq): order.trace for order in orders if order.trace
+    }
+
+
+def _traces_of(envelope: Envelope, traces: Mapping[tuple[str, int], TraceContext]) -> list[TraceContext]:
+    if (whole := traces.get((envelope.job, -1))) is not None:
+        return [whole]
+    return [own for item in envelope.items if (own := traces.get((envelope.job, item.seq))) is not None]
 
 
 class Waiting:

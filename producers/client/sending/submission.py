@@ -18,6 +18,7 @@ from producers.wire.errors import ArgosyError, InvalidInput, KeyConflict, KeyOfC
 from producers.wire.forms import as_float, plain, sendable
 from producers.wire.messages import Item, Priority, new_id
 from producers.wire.packing import weight
+from producers.wire.tracing.spans import carried
 from results_store.records import FoundJob, NewJob
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Submission:
         self._request_text = job.request
         self._pipeline = job.pipeline
         self._on_accepted = on_accepted
+        self._trace = carried()
         self._deadline_at = request.deadline_at(time.monotonic())
         self._expected_rows: int | None = None
         self._accepted = 0
@@ -140,6 +142,7 @@ class Submission:
             new_job=self.new_job,
             expected_rows=self._expected_rows,
             fingerprint=fingerprint,
+            trace=self._trace,
         )
 
     def accepted(self, chunk: Sequence[Item]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from producers.wire.live_nodes import LiveNode, announcements
 from producers.wire.queues import PRIORITY_ENDS, PRIORITY_STEPS, REFUSED, queue_name, read
 
@@ -23,6 +25,7 @@ class NodeFigures(LiveNode, frozen=True, kw_only=True):
     budget_bytes: int = 0
     loads: int = 0
     unloads: int = 0
+    figures: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

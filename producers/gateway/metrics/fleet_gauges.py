@@ -14,6 +14,7 @@ from producers.gateway.metrics.bounded_labels import MOST, OTHER
 from producers.gateway.metrics.broker_look import BrokerLook
 from producers.gateway.metrics.store_look import StoreLook
 from producers.gateway.metrics.wanted_workers import Wanted
+from producers.gateway.metrics.worker_metrics import worker_metrics
 from producers.gateway.views import priority_name
 from producers.wire.messages import Priority
 from results_store.sql.monitoring.fleet_figures import Demand
@@ -121,6 +122,7 @@ def _of_broker(broker: BrokerLook) -> Iterator[Metric]:
     yield _labelled("argosy_worker_model_bytes", "Memory of the loaded models.", ("worker",), resident)
     budget = {line: node.budget_bytes for line, node in measured.items()}
     yield _labelled("argosy_worker_model_budget_bytes", "Memory budget for models.", ("worker",), budget)
+    yield from worker_metrics(broker.nodes)
     served: defaultdict[tuple[str, ...], float] = defaultdict(float)
     for node in broker.nodes:
         for name, model in node.models.items():

@@ -51,7 +51,7 @@ KEPT_ITEM = object_of(
 KEPT_ITEMS = object_of({"items": _list(KEPT_ITEM), "next": _or_null(_COUNT)})
 
 #: The models that a job waits for.
-WAITING = object_of({"models": _list(_TEXT), "unserved": _or_null(_TEXT), "paused": _or_null(_TEXT)})
+WAITING = object_of({"models": _list(_TEXT)} | dict.fromkeys(("unserved", "paused", "postponed"), _or_null(_TEXT)))
 
 CALLER = object_of({"tenant": _TEXT, "operator": {"type": "boolean"}, "keys": {"type": "boolean"}})
 TASK = object_of(dict.fromkeys(("name", "kind", "model", "input", "summary"), _TEXT) | {"params": _OBJECT})

@@ -57,12 +57,14 @@ async def waiting(job: str, gateway: Here, caller: Who) -> Response:
     """Return the models that unfinished items of a job wait for.
 
     `unserved` is a sentence if no live worker serves some of them; it is null otherwise, and if the broker does not
-    answer. `paused` is a sentence if an operator has paused something that the job waits for, else null.
+    answer. `paused` is a sentence if an operator has paused something that the job waits for, and `postponed` if
+    results are tried again later; else they are null.
     """
     await gateway.job(job, caller)
     models = await gateway.client.ask(lambda store: store.unfinished_models(job))
     unserved = await gateway.activity.unserved(models) if models else None
-    return Json({"models": models, "unserved": unserved, "paused": await gateway.paused(job)})
+    paused, postponed = await gateway.paused(job), await gateway.postponed(job)
+    return Json({"models": models, "unserved": unserved, "paused": paused, "postponed": postponed})
 
 
 @router.get("/jobs/{job}/items", responses=answer_of(api_answers.KEPT_ITEMS))

@@ -22,6 +22,7 @@ export function job(root, { id, signal, caller }) {
   const stalled = el("span", { class: "warn", role: "status" });
   const unserved = el("p", { class: "bad", role: "status" });
   const paused = el("p", { class: "warn", role: "status" });
+  const postponed = el("p", { class: "muted", role: "status" });
   const facts = el("dl", { class: "facts" });
   const bar = progress();
   const counts = legend();
@@ -58,6 +59,7 @@ export function job(root, { id, signal, caller }) {
     const found = known?.finished ? null : await get(`/api/jobs/${encodeURIComponent(id)}/waiting`, { signal });
     say(unserved, sentence(found?.unserved ?? ""));
     say(paused, sentence(found?.paused ?? ""));
+    say(postponed, sentence(found?.postponed ?? ""));
   }
 
   async function start() {
@@ -71,6 +73,7 @@ export function job(root, { id, signal, caller }) {
     el("div", { class: "title" }, title, badge, stalled, el("div", { class: "aside" }, replay.node, cancel.node)),
     unserved,
     paused,
+    postponed,
     el("div", { class: "card" }, bar.node, counts.node, facts),
     items.node,
   );

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from results_store.records import ALL_ITEMS, PostponedResult, Transaction
-from results_store.sql.columns import cleaned, clock
+from results_store.sql.columns import among, cleaned, clock
 from results_store.sql.schema import PUBLISHED, Json, envelopes, jobs, pauses
 
 _TASK = "task:"
@@ -156,9 +156,11 @@ def pause(
 
 
 def wake(connection: Connection, job: str) -> None:
-    """Let the envelopes of a job wait no longer."""
+    """Let the envelopes of a job wait no longer. Call it before the job is locked: see `results_store.sql.delivery`."""
     waiting = or_(envelopes.c.due_at.is_not(None), envelopes.c.paused_by.is_not(None))
-    connection.execute(update(envelopes).where(envelopes.c.job == job, PUBLISHED, waiting).values(due_at=0.0))
+    wanted = select(envelopes.c.id).where(envelopes.c.job == job, PUBLISHED, waiting).order_by(envelopes.c.id)
+    if ids := connection.execute(wanted.with_for_update(key_share=True)).scalars().all():
+        connection.execute(update(envelopes).where(among(connection, envelopes.c.id, ids)).values(due_at=0.0))
 
 
 def ready(connection: Connection, at: float) -> list[ColumnElement[bool]]:
