@@ -107,8 +107,7 @@ def test_every_reader_sees_rows_and_chunks(ran: list[Batch], shared_fleet: Local
             connection.execute(f"SELECT count(*) FROM {table} WHERE job = ?", [job.id]).fetchone()[0]
             for table in ("results", "result_chunks", "item_results")
         ]
-    assert (counts[0], counts[2]) == (600, 1200)
-    assert counts[1] in (2, 4, 10), "an envelope has 64, 256 or all of the items: the worker may know its costs by then"
+    assert counts == [600, 10, 1200]
 
 
 def test_a_batch_whose_inputs_are_gone_cannot_run_again(ran: list[Batch], shared_fleet: LocalFleet) -> None:

@@ -236,8 +236,7 @@ def test_a_revoke_leaves_no_job_unfinished(app, fleet, tmp_path):
     with Client(fleet.broker_url, fleet.store_url) as client, Store(fleet.store_url) as store:
         client.submit("echo", f"hold {held}")
         until(held.exists)
-        texts = ["refuse this", *(f"text {n}" for n in range(6000))]
-        job = client.submit_many(["echo"], texts, priority="standard")  # bulk would share large envelopes
+        job = client.submit_many(["echo"], ["refuse this", *(f"text {n}" for n in range(6000))])
         with sqlite3.connect(fleet.home / "store.db") as database:
             ids = [id_ for (id_,) in database.execute("SELECT id FROM envelopes WHERE job = ?", (job.id,))]
         database.close()

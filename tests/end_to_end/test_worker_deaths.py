@@ -24,6 +24,7 @@ TIMEOUT_S = 120
 MORTAL = SCRIPTED.replace("lease_s = 3.0", "lease_s = 1.0\nmax_attempts = 2")
 
 #: Tasks whose texts form blocks.
+MORTAL = MORTAL.replace("tests.scripted_model:ScriptedModel", "tests.block_model:BlockModel")
 MORTAL += """
 [models.scripted.tasks.say]
 kind = "text-classification"

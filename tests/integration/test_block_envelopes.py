@@ -12,10 +12,10 @@ import pytest
 from producers.wire.messages import Envelope, Item, Priority, stored_envelope
 from results_store.records import ALONE_AFTER_DEATHS, Claim
 from results_store.store import Store
+from tests.block_model import BlockModel
 from tests.end_to_end.processes import until
 from tests.integration.test_chunked_envelopes import assert_answered, bulk, kept
 from tests.integration.test_execution import ATTEMPTS, FAR, Rig, reference
-from tests.scripted_model import ScriptedModel
 from workers.device.device_process import ModelToLoad
 from workers.envelope.execution import Execution
 from workers.envelope.gate import EnvelopeInterrupted
@@ -158,8 +158,8 @@ def test_what_waits_for_an_older_version_runs_with_the_newer(store: Store, tmp_p
         offer = rig.execution.offer
         older = offer.now.models["scripted"]
         spec = replace(older.model.spec, revision="2")
-        newer = replace(older, model=ScriptedModel(spec), revision="2", generation=1)
-        admitted = rig.batcher.admit(newer, ModelToLoad.from_spec("tests.scripted_model:ScriptedModel", spec))
+        newer = replace(older, model=BlockModel(spec), revision="2", generation=1)
+        admitted = rig.batcher.admit(newer, ModelToLoad.from_spec("tests.block_model:BlockModel", spec))
         offer.now = replace(offer.now, models={**offer.now.models, "scripted": newer})
         retired = rig.batcher.retire(older.key)
         gate.unlink()

@@ -28,6 +28,7 @@ from results_store.sql.reading import result
 from results_store.sql.schema import envelopes, results
 from results_store.store import Store
 from results_store.writer import Writer
+from tests.block_model import BlockModel
 from tests.counting_model import CountingModel
 from tests.end_to_end.processes import until
 from tests.file_model import FileModel
@@ -86,7 +87,7 @@ class Rig:
         file = ModelSpec("file", Path(), "1", {"sum": catalogue.tasks["sum"]})
         served = {
             "file": ServedModel(FileModel(file), "1", Budget(cost=100, rows=64)),
-            "scripted": ServedModel(ScriptedModel(spec), "1", Budget(cost=100_000, rows=rows)),
+            "scripted": ServedModel(BlockModel(spec), "1", Budget(cost=100_000, rows=rows)),
             "counting": ServedModel(CountingModel(stepwise), "1", Budget(cost=100, rows=64)),
         }
         self.store = store
@@ -99,7 +100,7 @@ class Rig:
         )
         self.batches: list[Batch] = []
         to_load = [
-            ModelToLoad.from_spec("tests.scripted_model:ScriptedModel", spec),
+            ModelToLoad.from_spec("tests.block_model:BlockModel", spec),
             ModelToLoad.from_spec("tests.counting_model:CountingModel", stepwise),
             ModelToLoad.from_spec("tests.file_model:FileModel", file),
         ]
