@@ -93,11 +93,12 @@ def test_what_runs_ends_and_what_waits_for_a_batch_goes_back(lite_rig: Rig, tmp_
     """A worker may hold minutes of work when a pause comes."""
     paused = PausedWork(lite_rig.store, lite_rig.held)
     file = tmp_path / "held"
-    texts = (f"hold {file}", "two", "three", "four")
+    file.touch()
+    texts = (f"wait while {file}", "two", "three", "four")
     envelope = lite_rig.accept(items=tuple(Item(seq, text, ("echo",)) for seq, text in enumerate(texts)))
     other = lite_rig.accept(model="counting", items=(Item(0, "3", ("count",)),))
     running, counted = lite_rig.begin(reference(envelope)), lite_rig.begin(reference(other))
-    until(file.exists)
+    until(lambda: lite_rig.batcher._feeder.work.running_batch and all(one.group for one in lite_rig.held.now()))
     lite_rig.store.pauses.pause("model", "scripted", "bad labels")
 
     paused.look(lite_rig.batcher)
