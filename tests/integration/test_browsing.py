@@ -151,7 +151,7 @@ def test_what_the_fleet_does_is_for_operators(operator: httpx.Client, served: Se
     assert found["queue"][0]["oldest_s"] is None
     assert (found["devices"], found["recent"], found["batches"]["count"]) == ([], [], 0)
     assert ([line["served"] for line in found["models"]], found["unserved"][:20]) == ([False], "no worker is running")
-    waiting = {"models": ["nobody"], "unserved": found["unserved"]}
+    waiting = {"models": ["nobody"], "unserved": found["unserved"], "paused": None, "postponed": None}
     assert operator.get(f"/api/jobs/{job}/waiting").json() == waiting
     assert operator.get("/api/caller").json() == {"tenant": "operators", "operator": True, "keys": True}
     with served.client(served.key("ours")) as ours:

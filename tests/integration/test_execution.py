@@ -23,6 +23,7 @@ from producers.wire.errors import InvalidMessage
 from producers.wire.messages import Envelope, InlineBytes, Item, Priority, Reference, new_id
 from producers.wire.packing import outbox_row
 from producers.wire.queues import TASK
+from producers.wire.validation.struct_types import build_struct_types
 from results_store.records import Batch, Claim, NewJob, Result, ResultState
 from results_store.sql.reading import result
 from results_store.sql.schema import envelopes, results
@@ -118,6 +119,7 @@ class Rig:
         )
 
     def __enter__(self) -> Self:
+        build_struct_types()  # as a worker does before its threads read messages
         self.writer.start()
         self.batcher.start(self.device)
         self.batcher.came_up.wait()

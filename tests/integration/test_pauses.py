@@ -16,13 +16,23 @@ from results_store.records import ResultState
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.test_execution import Rig, assert_computed, made, reference
+from tests.integration.test_retries import sqlite_only
 from workers.envelope.gate import EnvelopeInterrupted
 from workers.node.paused_work import PausedWork
+
+__all__ = ["sqlite_only"]
 
 
 @pytest.fixture
 def rig(store: Store) -> Iterator[Rig]:
     with Rig(store, rows=1) as rig:
+        yield rig
+
+
+@pytest.fixture
+def lite_rig(sqlite_only: Store) -> Iterator[Rig]:
+    """For what does not depend on the database."""
+    with Rig(sqlite_only, rows=1) as rig:
         yield rig
 
 
@@ -67,65 +77,66 @@ def test_a_paused_task_holds_up_no_other_task_of_its_items(rig: Rig) -> None:
     assert rig.store.job(envelope.job).finished
 
 
-def test_an_envelope_of_nothing_but_a_paused_task_computes_nothing(rig: Rig) -> None:
+def test_an_envelope_of_nothing_but_a_paused_task_computes_nothing(lite_rig: Rig) -> None:
     """Two pauses over it are lifted one after the other."""
-    envelope = rig.accept(items=both("one"))
-    rig.store.pauses.pause("task", "say")
-    rig.store.pauses.pause("task", "echo")
-    assert rig.run(reference(envelope)) == {"items": 0, "postponed": 2}
-    rig.store.pauses.resume("task", "say")
-    rig.store.pauses.resume("task", "echo")
-    assert overdue(rig) == [envelope.id]
-    assert rig.run(reference(envelope)) == {"items": 1, "succeeded": 2}
+    envelope = lite_rig.accept(items=both("one"))
+    lite_rig.store.pauses.pause("task", "say")
+    lite_rig.store.pauses.pause("task", "echo")
+    assert lite_rig.run(reference(envelope)) == {"items": 0, "postponed": 2}
+    lite_rig.store.pauses.resume("task", "say")
+    lite_rig.store.pauses.resume("task", "echo")
+    assert overdue(lite_rig) == [envelope.id]
+    assert lite_rig.run(reference(envelope)) == {"items": 1, "succeeded": 2}
 
 
-def test_what_runs_ends_and_what_waits_for_a_batch_goes_back(rig: Rig, tmp_path: Path) -> None:
+def test_what_runs_ends_and_what_waits_for_a_batch_goes_back(lite_rig: Rig, tmp_path: Path) -> None:
     """A worker may hold minutes of work when a pause comes."""
-    paused = PausedWork(rig.store, rig.held)
+    paused = PausedWork(lite_rig.store, lite_rig.held)
     file = tmp_path / "held"
-    texts = (f"hold {file}", "two", "three", "four")
-    envelope = rig.accept(items=tuple(Item(seq, text, ("echo",)) for seq, text in enumerate(texts)))
-    other = rig.accept(model="counting", items=(Item(0, "3", ("count",)),))
-    running, counted = rig.begin(reference(envelope)), rig.begin(reference(other))
-    until(file.exists)
-    rig.store.pauses.pause("model", "scripted", "bad labels")
+    file.touch()
+    texts = (f"wait while {file}", "two", "three", "four")
+    envelope = lite_rig.accept(items=tuple(Item(seq, text, ("echo",)) for seq, text in enumerate(texts)))
+    other = lite_rig.accept(model="counting", items=(Item(0, "3", ("count",)),))
+    running, counted = lite_rig.begin(reference(envelope)), lite_rig.begin(reference(other))
+    until(lambda: lite_rig.batcher._feeder.work.running_batch and all(one.group for one in lite_rig.held.now()))
+    lite_rig.store.pauses.pause("model", "scripted", "bad labels")
 
-    paused.look(rig.batcher)
+    paused.look(lite_rig.batcher)
     file.unlink()
 
     with pytest.raises(EnvelopeInterrupted):
         running.result(timeout=30)
     assert counted.result(timeout=30)["succeeded"] == 1, "other models go on"
-    stored = [row.seq for row in rig.store.results(envelope.job)]
+    stored = [row.seq for row in lite_rig.store.results(envelope.job)]
     assert stored in ([0], [0, 1]), "what ran, or was at the device, is stored"
-    assert rig.run(reference(envelope)) == {"skipped": "waiting"}
-    rig.store.pauses.resume("model", "scripted")
-    assert overdue(rig) == [envelope.id]
-    rig.run(reference(envelope))
-    assert rig.store.job(envelope.job).succeeded == 4
+    assert lite_rig.run(reference(envelope)) == {"skipped": "waiting"}
+    lite_rig.store.pauses.resume("model", "scripted")
+    assert overdue(lite_rig) == [envelope.id]
+    lite_rig.run(reference(envelope))
+    assert lite_rig.store.job(envelope.job).succeeded == 4
 
 
-def test_a_deadline_ends_the_wait(rig: Rig) -> None:
+def test_a_deadline_ends_the_wait(lite_rig: Rig) -> None:
     """Whoever waits for it hears that it expired, though the pause goes on."""
     items = (*both("one"), Item(1, "two", ("say",)))
-    envelope = rig.accept(items=items, queued_at=1.0, deadline_at=2.5)
-    rig.store.pauses.pause("task", "say")
-    rig.run(reference(envelope))
-    until(lambda: overdue(rig) == [envelope.id])
-    assert rig.run(reference(envelope)) == {"items": 2, "expired": 2}
-    states = {(row.seq, row.task): row.state for row in rig.store.results(envelope.job)}
+    envelope = lite_rig.accept(items=items, queued_at=1.0, deadline_at=2.5)
+    lite_rig.store.pauses.pause("task", "say")
+    lite_rig.run(reference(envelope))
+    until(lambda: overdue(lite_rig) == [envelope.id])
+    assert lite_rig.run(reference(envelope)) == {"items": 2, "expired": 2}
+    states = {(row.seq, row.task): row.state for row in lite_rig.store.results(envelope.job)}
     assert states[0, "echo"] is ResultState.SUCCEEDED
-    assert [batch.items for batch in rig.batches] == [1]
+    assert [batch.items for batch in lite_rig.batches] == [1]
 
 
 @pytest.mark.parametrize("subject", ["model:scripted", "tenant:acme", "task:echo"])
-def test_what_cannot_wait_is_refused_by_name(rig: Rig, subject: str) -> None:
+def test_what_cannot_wait_is_refused_by_name(lite_rig: Rig, subject: str) -> None:
     """An envelope without a row has no place to wait in; it must not start, nor be lost in silence."""
-    rig.execution = replace(rig.execution, paused=lambda: {subject})
+    lite_rig.execution = replace(lite_rig.execution, paused=lambda: {subject})
     envelope = made(durable=False, tenant="acme", items=both("one"))
-    summary = rig.run(dict(msgspec.to_builtins(envelope)))
+    summary = lite_rig.run(dict(msgspec.to_builtins(envelope)))
 
-    errors: dict[str, Any] = {row.task: row.error for row in rig.store.results(envelope.job)}
+    errors: dict[str, Any] = {row.task: row.error for row in lite_rig.store.results(envelope.job)}
     assert errors["echo"]["kind"] == "Paused"
     assert "is paused, and an item that is not durable cannot wait" in errors["echo"]["message"]
     assert summary["failed"] == (1 if subject.startswith("task") else 2)

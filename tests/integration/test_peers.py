@@ -42,7 +42,7 @@ class SharingNode(Node):
     def running_groups(self) -> list[Group]:
         return self.running
 
-    def give_back(self, group: Group) -> None:
+    def give_back(self, group: Group, *, begun: bool = True) -> None:
         self.returned.append(group)
 
     def hold(self, priority: int, rows: int, *, returned: int = 0, may_return: bool = True) -> Group:

@@ -42,10 +42,10 @@ class HeldEnvelope:
     returned: int = 0
     model: str = ""
     priority: int = 0
-    envelope: Envelope | None = None
     group: Group | None = None
     may_return: bool = False
     counts_as: float = 1.0
+    envelope: Envelope | None = None
 
     @property
     def amount(self) -> Amount:

@@ -32,6 +32,9 @@ from results_store.sql.schema import PUBLISHED, Json, envelopes, jobs, pauses
 
 _TASK = "task:"
 
+# made at the import: of threads that make it together at its first use, one could see half of it (msgspec 0.22)
+_WAITS = msgspec.json.Decoder(tuple[PostponedResult, ...])
+
 #: The pause of a claimed envelope's model or tenant, as a column beside envelopes and jobs; null without a pause.
 PAUSED_BY = (
     select(func.min(pauses.c.subject))
@@ -83,7 +86,7 @@ def task_names(lines: str | None) -> tuple[str, ...]:
 
 def postponed(found: str | None) -> Sequence[PostponedResult]:
     """Return the postponed results in a value of `waits`."""
-    return msgspec.json.decode(found, type=tuple[PostponedResult, ...]) if found else ()
+    return _WAITS.decode(found) if found else ()
 
 
 def waits(results: Sequence[PostponedResult]) -> str:
