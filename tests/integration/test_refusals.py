@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from kombu import Connection, Message, Queue
@@ -108,9 +109,19 @@ def test_urgent_messages_that_wait_come_together(redis: Redis, connection: Conne
     assert len(taker.take(2)) == 2
 
 
+def test_a_message_that_nobody_acknowledges_is_not_noted(redis: Redis, connection: Connection) -> None:
+    """A reply to remote control would come again six hours later."""
+    came: list[Message] = []
+    with connection.Consumer([Queue(QUEUE)], callbacks=[lambda _, message: came.append(message)], no_ack=True):
+        redis.lpush(*envelope(durable=False))
+        while not came:
+            connection.drain_events(timeout=10)
+    assert notes(redis) == (0, 0)
+
+
 def test_messages_come_one_by_one_where_no_more_may_be_taken(redis: Redis, connection: Connection) -> None:
     """An older server, or a user without the right to the command, has the worker take no less."""
-    redis.execute_command("ACL", "SETUSER", "default", "-rpop")
+    cast("Any", redis).execute_command("ACL", "SETUSER", "default", "-rpop")
     taker = Taker(connection)
     for _ in range(3):
         redis.lpush(*envelope())
@@ -122,9 +133,11 @@ def test_a_refused_message_costs_its_neighbours_nothing(redis: Redis, connection
     taker = Taker(connection)
     name, sound = envelope(durable=False)
     unsound = sound.replace(b'"content-encoding"', b'"content-encoded"').replace(b"base64", b"base63")
-    redis.lpush(name, sound, unsound, b"{", sound)
-    assert len(taker.take(2)) == 2
-    assert notes(redis) == (2, 2)
+    changed = json.loads(sound)
+    changed["properties"]["delivery_tag"] = "\ud800"  # Redis takes no such key
+    redis.lpush(name, sound, unsound, b"{", json.dumps(changed), sound)
+    assert len(taker.take(3)) == 3
+    assert notes(redis) == (3, 3)
     assert redis.llen("argosy.refused") == 2
 
 

@@ -30,7 +30,7 @@ from redis.exceptions import (
 )
 
 from producers.wire.errors import InvalidMessage, without_text
-from producers.wire.messages import JSON, MSGPACK, Priority, new_id
+from producers.wire.messages import JSON, MSGPACK, Priority, is_name, new_id
 from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, put_aside, queue_of
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
@@ -106,6 +106,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         self._taking = Refusals("taking envelopes")
         self._hearing = Refusals("hearing remote control")
         self._telling = Refusals("sending events and replies to Flower")
+        self._unanswered: set[str] = set()  # queues whose messages nobody acknowledges, as replies to remote control
         super().__init__(*arguments, **options)
 
     def _get_client(self) -> Any:
@@ -137,6 +138,11 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             super().close()
         finally:
             self._disconnect_pools()
+
+    def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **options: Any) -> Any:
+        """Begin to take messages of a queue."""
+        (self._unanswered.add if no_ack else self._unanswered.discard)(queue)
+        return super().basic_consume(queue, no_ack, *arguments, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self._taking.waiting:
@@ -302,7 +308,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             try:
                 raw = loads(data.decode())
                 tag = _with_sound_properties(raw, queue, held, sound)
-                sound[tag] = data, raw, queue, note_of(raw, queue)
+                sound[tag] = data, raw, queue, None if queue in self._unanswered else note_of(raw, queue)
             except Exception as error:  # noqa: BLE001 - as in `_deliver`
                 refused.append((data, raw, queue, error))
         return sound, refused
@@ -457,7 +463,7 @@ def _with_sound_properties(raw: Any, queue: Any, *held: Container[str]) -> str:
         properties["priority"] = min(max(int(properties["priority"]), 0), 9)
     properties["delivery_info"] = {"exchange": "", "routing_key": queue}
     tag = properties.get("delivery_tag")
-    if not isinstance(tag, str) or not tag or any(tag in own for own in held):
+    if not isinstance(tag, str) or not is_name(tag) or any(tag in own for own in held):
         tag = properties["delivery_tag"] = new_id()
     return str(tag)
 
