@@ -463,7 +463,7 @@ def _with_sound_properties(raw: Any, queue: Any, *held: Container[str]) -> str:
         properties["priority"] = min(max(int(properties["priority"]), 0), 9)
     properties["delivery_info"] = {"exchange": "", "routing_key": queue}
     tag = properties.get("delivery_tag")
-    if not isinstance(tag, str) or not is_name(tag) or any(tag in own for own in held):
+    if not (isinstance(tag, str) and tag and is_name(tag)) or any(tag in own for own in held):
         tag = properties["delivery_tag"] = new_id()
     return str(tag)
 
