@@ -18,7 +18,10 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from results_store.loops.log_lines import Throttle
+
 log = logging.getLogger(__name__)
+log.addFilter(Throttle())
 
 #: Seconds for the headers of a request to arrive.
 HEADERS_S = 10.0

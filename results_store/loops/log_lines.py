@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +31,36 @@ def about(**fields: Any) -> Iterator[None]:
         yield
     finally:
         _FIELDS.reset(before)
+
+
+class Throttle(logging.Filter):
+    """Lets so many lines of a logger pass in a second; the next line says how many were left out. Thread-safe.
+
+    Each line costs a wait for the interpreter's lock, so that a flood of refusals would delay everybody.
+    """
+
+    def __init__(self, most_per_s: int = 10) -> None:
+        super().__init__()
+        self._most = most_per_s
+        self._lock = threading.Lock()
+        self._second = self._passed = self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is logged."""
+        with self._lock:
+            if (second := int(record.created)) != self._second:
+                self._second, self._passed = second, 0
+            if self._passed == self._most:
+                self._left_out += 1
+                return False
+            self._passed += 1
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            record.msg, record.args = (
+                f"{record.getMessage()} ({left_out:,} lines of this kind were left out before)",
+                (),
+            )
+        return True
 
 
 class JsonLines(logging.Formatter):

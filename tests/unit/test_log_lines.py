@@ -13,7 +13,7 @@ import pytest
 
 from producers.wire.connection import Connection, log_settings
 from producers.wire.errors import ConfigurationError
-from results_store.loops.log_lines import JsonLines, about
+from results_store.loops.log_lines import JsonLines, Throttle, about
 
 
 @pytest.fixture
@@ -86,3 +86,16 @@ def test_the_switch_is_in_the_file_or_in_the_environment(tmp_path: Any) -> None:
     file.write_text('[log]\nformat = "xml"\n')
     with pytest.raises(ConfigurationError, match=r"fleet\.toml: log\.format"):
         log_settings(file, {})
+
+
+def test_a_flood_of_lines_is_cut_and_counted() -> None:
+    """So many lines a second of a logger; the first one after them says how many were left out."""
+    throttle = Throttle(most_per_s=3)
+    lines = [logging.makeLogRecord({"msg": "refused %d", "args": (n,), "created": 7.5}) for n in range(10)]
+    passed = [line.getMessage() for line in lines if throttle.filter(line)]
+    assert passed == ["refused 0", "refused 1", "refused 2"]
+    after = [logging.makeLogRecord({"msg": "refused %d", "args": (n,), "created": 8.0}) for n in (10, 11)]
+    assert [line.getMessage() for line in after if throttle.filter(line)] == [
+        "refused 10 (7 lines of this kind were left out before)",
+        "refused 11",
+    ]

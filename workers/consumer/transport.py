@@ -32,6 +32,7 @@ from redis.exceptions import (
 from producers.wire.errors import InvalidMessage, without_text
 from producers.wire.messages import JSON, MSGPACK, Priority, is_name, new_id
 from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, put_aside, queue_of
+from results_store.loops.log_lines import Throttle
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import Note, QoS, note_of
@@ -39,6 +40,7 @@ from workers.node.intake import Intake, Unbounded
 from workers.node.lanes import may_take, may_take_more
 
 logger = logging.getLogger(__name__)
+logger.addFilter(Throttle())  # of refusals: `argosy dead` lists them
 
 
 #: A message that is not run: its bytes, what was read of them, its queue, and the error.
