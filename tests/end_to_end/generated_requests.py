@@ -30,6 +30,15 @@ def answers(url: str, key: str) -> Iterator[tuple[str, Counter[int]]]:
             operation = found.ok()
             for mode, count in EXAMPLES.items():
                 yield operation.label, tried(operation, mode, count, url, f"Bearer {key}", session)
+            if operation.path == "/api/pause":  # or what other operations ask for would wait, or be refused
+                resume_all(url, f"Bearer {key}", session)
+
+
+def resume_all(url: str, key: str, session: requests.Session) -> None:
+    """End the pauses that generated requests have made."""
+    for pause in session.get(f"{url}/api/pauses", headers={"Authorization": key}, timeout=30).json()["pauses"]:
+        body = {"kind": pause["kind"], "name": pause["name"]}
+        session.post(f"{url}/api/resume", json=body, headers={"Authorization": key}, timeout=30).raise_for_status()
 
 
 def tried(

@@ -151,8 +151,11 @@ def test_items_of_a_loaded_model_do_not_wait_for_another_to_come(rig: Rig) -> No
 
 def test_a_deadline_that_cannot_be_met_loads_nothing(rig: Rig) -> None:
     """What the loading takes is known, and counts."""
-    rig.ask("a", "x")
-    rig.ask("b", "x")
+    for _ in range(20):  # until a load that an earlier test has asked for is over
+        rig.ask("a", "x")
+        rig.ask("b", "x")
+        if "c" not in rig.residence.loaded:
+            break
     before = rig.residence.loads
     rig.residence._models["c"].footprint = Footprint(MODEL_MB * MB, load_s=5.0)
     [late] = rig.ask("c", "too soon", deadline_at=time.time() + 1.0)
