@@ -25,6 +25,7 @@ class RefusedSenders:
         self._app = app
         self._places = BoundedSemaphore(MOST_WAITING)
         self._thread = ThreadPoolExecutor(1, "refused-senders", self._begin)
+        self._closing = self._store_is_away = False
 
     def tell(self, message: dict[str, Any], error: BaseException) -> None:
         """Store the refusal of a message soon. Whatever the message holds, its refusal was logged."""
@@ -39,7 +40,8 @@ class RefusedSenders:
                 self._thread.submit(self._store, id_, reason)
 
     def close(self) -> None:
-        """Store the refusals that wait, and end the thread."""
+        """Store the refusals that wait, and end the thread. A store that is away is waited for once, not for each."""
+        self._closing = True
         self._thread.shutdown()
 
     def _begin(self) -> None:
@@ -47,7 +49,10 @@ class RefusedSenders:
 
     def _store(self, id_: str, reason: BaseException) -> None:
         try:
-            with suppress(Exception):
+            if not (self._closing and self._store_is_away):
                 self._app.backend.mark_as_failure(id_, reason)
+                self._store_is_away = False
+        except Exception:  # noqa: BLE001 - the backend's own
+            self._store_is_away = True
         finally:
             self._places.release()
