@@ -132,6 +132,19 @@ def test_a_trace_of_another_celery_application(fleet: LocalFleet, receiver: Rece
     assert until(lambda: receiver.of(trace))["process argosy.text"][1].parent_span_id.hex() == "2" * 16
 
 
+def test_a_failure_is_told_by_its_class_alone(fleet: LocalFleet, receiver: Receiver) -> None:
+    """The message of an error may hold a part of an input."""
+    app = create_app(fleet.broker_url, ["argosy.text"], concurrency=1, result_backend=f"argosy+{fleet.store_url}")
+    trace = "3" * 32
+    header = {"traceparent": f"00-{trace}-{'4' * 16}-01"}
+    sent = app.send_task(TASK, [{"model": SECRET, "items": []}], queue="argosy.text", headers=header)
+    with pytest.raises(Exception, match=SECRET):
+        sent.get(timeout=60)
+    failed = until(lambda: receiver.of(trace))["process argosy.text"][1]
+    assert (failed.status.message, len(failed.events)) == ("InvalidMessage", 0)
+    assert SECRET.encode() not in b"".join(receiver.raw)
+
+
 def test_a_program_without_traces_sends_none(fleet: LocalFleet, receiver: Receiver) -> None:
     """Neither a header in its messages nor anything to the receiver."""
     with Client(fleet.broker_url, fleet.store_url) as client:

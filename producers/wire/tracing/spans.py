@@ -36,6 +36,19 @@ def _api() -> Any:
     return None if api is None or isinstance(api.get_tracer_provider(), api.ProxyTracerProvider) else api
 
 
+@contextmanager
+def _span(name: str, **options: Any) -> Iterator[Span]:
+    """Make a span the current one. It has the class of an exception alone: a message may hold a part of an input."""
+    api = _api()
+    tracer = api.get_tracer("argosy")
+    with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False, **options) as span:
+        try:
+            yield span
+        except BaseException as error:
+            span.set_status(api.StatusCode.ERROR, type(error).__name__)
+            raise
+
+
 # --- the producer's side ---
 
 
@@ -46,7 +59,7 @@ def submitting(tasks: Iterable[str], priority: Priority, items: int | None = Non
     if api is None:
         yield None
         return
-    with api.get_tracer("argosy").start_as_current_span("argosy submit", kind=api.SpanKind.PRODUCER) as span:
+    with _span("argosy submit", kind=api.SpanKind.PRODUCER) as span:
         if span.is_recording():
             span.set_attributes({"argosy.tasks": [*tasks], "argosy.priority": priority.name.lower()})
             if items is not None:
@@ -86,12 +99,11 @@ def processing(request: Mapping[str, Any], queue: str) -> Iterator[None]:
     if api is None:
         yield
         return
-    with api.get_tracer("argosy").start_as_current_span(
+    with _span(
         f"process {queue}",
         context=_context(request.get(PARENT), request.get(STATE)),
         kind=api.SpanKind.CONSUMER,
         links=[api.Link(found) for found in _contexts(request.get(OTHERS))],
-        record_exception=False,  # its message may hold a part of an input
         attributes={"messaging.system": "celery", "messaging.destination.name": queue},
     ):
         yield
