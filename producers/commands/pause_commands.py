@@ -57,7 +57,7 @@ def pause(kind: PauseKind | None, name: str | None, *, reason: str, as_json: boo
 @click.argument("kind", type=click.Choice(KINDS))
 @click.argument("name")
 def resume(kind: PauseKind, name: str) -> None:
-    """End a pause. What waited for it is published again within seconds.
+    """End a pause. Its waiting work is published again within seconds.
 
     \b
     argosy resume model text

@@ -204,7 +204,7 @@ class Replay(Body):
 
 
 class Resumption(Body):
-    """What goes on: a model, a task or a tenant."""
+    """The model, task or tenant that goes on."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "model", "name": "text"}]})
 
@@ -213,7 +213,7 @@ class Resumption(Body):
 
 
 class NewPause(Resumption):
-    """What is paused, and why."""
+    """The model, task or tenant that is paused, and the reason."""
 
     reason: str = Field("", max_length=500, description="A sentence for those who wait.")
 

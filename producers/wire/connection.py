@@ -264,7 +264,7 @@ def masked(url: str) -> str:
 
 
 def with_password(url: str, password: str) -> str:
-    """Return `url` with `password`, quoted, in place of any earlier password. Of several URLs, the first gets it."""
+    """Return `url` with `password`, quoted, in place of any earlier password. The first of several URLs gets it."""
     if url.startswith(f"{SENTINEL}://") and ";" in url:
         first, _, others = url.partition(";")
         return f"{with_password(first, password)};{others}"

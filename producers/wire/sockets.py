@@ -82,7 +82,7 @@ def sentinels(url: str) -> Sentinels | None:
 
 
 def sentinel_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of connections to sentinels: one that does not answer is left at once for the next one."""
+    """Return the options of connections to sentinels. A client leaves a silent sentinel at once for the next."""
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 

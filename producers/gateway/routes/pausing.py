@@ -39,7 +39,7 @@ async def pause(body: NewPause, gateway: Here, caller: Who) -> Response:
 
 @router.post("/resume", responses=answer_of(api_answers.PAUSES))
 async def resume(body: Resumption, gateway: Here, caller: Who) -> Response:
-    """End a pause, if there is one, and list what is paused. What waited is published within seconds. For operators."""
+    """End a pause, if there is one, and list what is paused. Waiting work goes on within seconds. For operators."""
     operators_only(caller)
     await gateway.client.ask(lambda store: store.pauses.resume(body.kind, body.name))
     return await _pauses(gateway)
