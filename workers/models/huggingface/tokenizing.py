@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface import tokenizer_file
+from workers.models.huggingface.ascii_texts import AsciiTexts, encode_batch
 from workers.models.huggingface.checkpoint import Checkpoint, loading
 
 if TYPE_CHECKING:
@@ -84,11 +85,11 @@ class Tokenizing:
         """Tokenise texts together, for the calls of `encode` that this thread makes in the context.
 
         Other threads compute meanwhile, which `encode` does not let them. Without `offsets`, the encodings lack the
-        tokens' positions in the text, and take a fifth less time. Texts beyond `TOGETHER` are left to `encode`.
+        tokens' positions in the text, and take less time. Texts beyond `TOGETHER` are left to `encode`.
         """
         ends = itertools.accumulate(map(len, texts))
         together = [text for text, end in zip(texts, ends, strict=True) if end <= TOGETHER]
-        encode = self.tokenizer.encode_batch if offsets else self.tokenizer.encode_batch_fast
+        encode = self.tokenizer.encode_batch if offsets else self._encode_batch
         try:
             self._ahead.encodings = dict(zip(together, encode(together), strict=True))
         except BaseException as error:
@@ -109,10 +110,17 @@ class Tokenizing:
         while begin < len(texts):
             ends = itertools.accumulate(map(len, itertools.islice(texts, begin, None)))
             count = sum(1 for _ in itertools.takewhile(lambda end: end <= TOGETHER, ends)) or 1
-            encodings = self.tokenizer.encode_batch_fast(texts[begin : begin + count])
+            encodings = self._encode_batch(texts[begin : begin + count])
             found += [encoding.ids for encoding in encodings]
             begin += count
         return found
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        return encode_batch(self.tokenizer, self._ascii_texts, texts)
+
+    @cached_property
+    def _ascii_texts(self) -> AsciiTexts | None:
+        return AsciiTexts.of(self._read())
 
     @cached_property
     def has_types(self) -> bool:
