@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import string
+import subprocess
+import sys
 
 import pytest
 from hypothesis import example, given, settings
@@ -70,6 +72,19 @@ def test_the_tokens_are_equal(kind: str, texts: list[str]) -> None:
     whole = tokenizer(NORMALIZERS[kind]())
     found = encode_batch(whole, AsciiTexts.of(tokenizer(NORMALIZERS[kind]())), texts)
     assert [one.ids for one in found] == [whole.encode(text).ids for text in texts]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_the_pool_has_a_low_priority() -> None:
+    """In a process of its own: there is one pool, which may have been started."""
+    code = (
+        "import os; from workers.models.huggingface.ascii_texts import POOL_NICENESS, start_pool;"
+        "before = {*os.listdir('/proc/self/task')}; start_pool(); start_pool();"
+        "pool = {*os.listdir('/proc/self/task')} - before;"
+        "own = os.getpriority(os.PRIO_PROCESS, 0); assert pool;"
+        "assert {os.getpriority(os.PRIO_PROCESS, int(one)) for one in pool} == {min(own + POOL_NICENESS, 19)}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_plain_texts_take_the_short_way_and_others_do_not() -> None:

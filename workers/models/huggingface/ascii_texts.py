@@ -6,9 +6,13 @@ itself, so that a table does the same. It is made by asking the normalizer for e
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +20,9 @@ if TYPE_CHECKING:
 
 #: The normalizers that change each ASCII character by itself. The others may look at its neighbours.
 BY_CHARACTER = frozenset({"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"})
+
+#: The niceness of the threads that tokenise batches, beyond the worker's own.
+POOL_NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +59,28 @@ class AsciiTexts:
         return None if self.added.search(normalized) else normalized
 
 
+@cache
+def start_pool() -> None:
+    """Start the pool of threads that tokenises batches, at a low priority, so that urgent work is first at the cores.
+
+    A thread gets the priority of the thread that starts it. Only Linux has priorities of threads.
+    """
+    from tokenizers import Tokenizer, models
+
+    def start() -> None:
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(own + POOL_NICENESS, 19))
+        Tokenizer(models.BPE()).encode_batch_fast([""] * 2)
+
+    if sys.platform == "linux":
+        starter = threading.Thread(target=start, name="start of the tokenising pool")
+        starter.start()
+        starter.join()
+
+
 def encode_batch(tokenizer: Tokenizer, ascii_texts: AsciiTexts | None, texts: Sequence[str]) -> list[Encoding]:
     """Return the encodings of texts without their positions. Raises like the tokenizer if a text is at fault."""
+    start_pool()
     if ascii_texts is None:
         return tokenizer.encode_batch_fast(list(texts))
     normalized = [ascii_texts.normalized(text) for text in texts]
