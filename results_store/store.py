@@ -384,7 +384,11 @@ class Store:
         that wait for other models are taken as well. All return to the outbox as accepted now, so that no other
         reconciler takes them. Publish them, then call `mark_published`.
         """
-        with self._database.write(Weight.NOTE) as connection:
-            return delivery.take_overdue(
+        with self._database.read() as connection:
+            found = delivery.overdue(
                 connection, overdue_s=overdue_s, oldest=oldest or {}, served=served, limit=limit, now=now
             )
+        if not found.ids:
+            return []
+        with self._database.write(Weight.NOTE) as connection:
+            return delivery.take_overdue(connection, found)

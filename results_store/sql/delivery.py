@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    false,
     func,
     literal,
     or_,
@@ -478,7 +479,15 @@ def mark_published(connection: Connection, ids: Collection[str], at: float | Non
 _CANCELLED = select(jobs.c.id).where(RUNNING, jobs.c.cancelled_at.is_not(None)).limit(1000)
 
 
-def take_overdue(
+class Overdue(NamedTuple):
+    """Envelopes that were found overdue at a time, and the condition that says so."""
+
+    ids: list[str]
+    condition: ColumnElement[bool]
+    at: float
+
+
+def overdue(
     connection: Connection,
     *,
     overdue_s: float,
@@ -486,12 +495,10 @@ def take_overdue(
     served: Collection[str],
     limit: int,
     now: float | None,
-) -> list[PendingEnvelope]:
-    """Put overdue envelopes back into the outbox as accepted now, and return them to be published.
+) -> Overdue:
+    """Find overdue envelopes, without a lock: mostly there are none, and SQLite has only one lock for all writers.
 
-    Every lane gets its part of `limit`, so that a tenant with many envelopes does not delay a tenant with few. The
-    caller publishes them and calls `mark_published`, like their first producer. If it dies before that, they are
-    overdue again `overdue_s` later.
+    Every lane gets its part of `limit`, so that a tenant with many envelopes does not delay a tenant with few.
     """
     known = select(tenants.c.lane, given_or_clock().label("now")).distinct().order_by(tenants.c.lane)
     lanes: dict[int, float] = {row.lane: row.now for row in connection.execute(known, {"_now": now})}
@@ -510,11 +517,24 @@ def take_overdue(
         past = _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)
         unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
         due.append(and_(among(connection, envelopes.c.job, cancelled), unserved, past))
-    taken: list[str] = []
+    ids: dict[str, None] = {}
+    held: list[ColumnElement[bool]] = []
     portion = max(1, limit // len(lanes))
     for condition in due:  # separately: each condition has its own index
-        if len(taken) < limit:
-            taken += _take(connection, condition, at, min(portion, limit - len(taken)))
+        some = select(envelopes.c.id).where(condition).order_by(envelopes.c.id).limit(min(portion, limit - len(ids)))
+        if len(ids) < limit and (found := connection.execute(some).scalars().all()):
+            ids |= dict.fromkeys(found)
+            held.append(condition)
+    return Overdue([*ids], or_(false(), *held), at)
+
+
+def take_overdue(connection: Connection, found: Overdue) -> list[PendingEnvelope]:
+    """Put the envelopes that are still overdue back into the outbox as accepted now, and return them to be published.
+
+    The caller publishes them and calls `mark_published`, like their first producer. If it dies before that, they are
+    overdue again after the same time.
+    """
+    taken = _take(connection, and_(among(connection, envelopes.c.id, found.ids), found.condition), found.at)
     return _pending(connection, taken) if taken else []
 
 
@@ -541,15 +561,10 @@ def _is_lost(line: Line, before: float, after: float) -> ColumnElement[bool]:
     return and_(PUBLISHED, envelopes.c.leased_until.is_(None), own, past, ~waits)
 
 
-def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
-    # A CTE, because PostgreSQL may run a locking subquery more than once and then exceed the limit.
+def _take(connection: Connection, condition: ColumnElement[bool], now: float) -> list[str]:
+    # A CTE, because PostgreSQL may run a locking subquery more than once.
     chosen = (
-        select(envelopes.c.id)
-        .where(condition)
-        .order_by(envelopes.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("chosen")
+        select(envelopes.c.id).where(condition).order_by(envelopes.c.id).with_for_update(skip_locked=True).cte("chosen")
     )
     taken = connection.execute(
         update(envelopes)
