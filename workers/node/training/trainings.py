@@ -132,6 +132,8 @@ class Trainings:
             raise InvalidMessage(f"envelope {message.id} is not in the store, or its inputs are gone; submit it again")
         bad: list[BadItem]
         envelope, bad = stored_envelope(claimed.payload, claimed.content_type)
+        if envelope.model != TRAINING:  # an altered message: the next one names the envelope's own model
+            raise InvalidMessage(f"envelope {message.id} is no training")
         refused = [*outcomes.malformed(envelope, bad)]
         return portions(envelope, claimed, refused, self.store) if claimed.alone else (Portion(envelope, refused),)
 
