@@ -99,6 +99,13 @@ class Bench:
             found = {own.step: own for own in measurement.figures()}
         return _summary(found)
 
+    def variant(self, name: str) -> Variant:
+        """Return a variant, which is made if it is not there. Raises ValueError for an unknown one."""
+        for found in self._variants():
+            if found.step == name:
+                return found
+        raise ValueError(f"no variant {name!r}, or it differs too much from torch")
+
     def _variants(self) -> Iterator[Variant]:
         """Yield the variants, those of the claims first."""
         original = Variant(step=ORIGINAL, model=self._teacher)
