@@ -43,6 +43,7 @@ from benchmarks.sites.edge_tasks import (
     CASCADE,
     ONLY_CENTRE,
     STUDENT,
+    STUDENTS,
     EdgeTaskPair,
     Question,
     image_task,
@@ -108,7 +109,7 @@ class Stage:
 def main() -> None:
     parser = convention.parser(__doc__)
     parser.add_argument("--work", type=Path, help="folder of benchmarks.multitask and benchmarks.compress")
-    parser.add_argument("--student", default=STUDENT, help="the site's text model (default: %(default)s)")
+    parser.add_argument("--student", default=STUDENT, choices=STUDENTS, help="the site's text model")
     parser.add_argument("--parts", default="", help="names with commas between, such as text-cut (default: all)")
     parser.add_argument("--minutes", type=float, default=3.0, help="of a failed link (default: %(default)s)")
     asked = parser.parse_args()
