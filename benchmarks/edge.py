@@ -25,6 +25,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import statistics
 import tempfile
 import time
@@ -118,6 +119,7 @@ def main() -> None:
         parser.error(f"--parts: there is no {unknown[0]}; there are {', '.join(TASKS)} with {', '.join(PARTS)}")
     if os.geteuid() or not Path("/dev/net/tun").exists():
         raise SystemExit("benchmarks.edge needs root and /dev/net/tun: the site has a network namespace of its own")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside: end every process all the same
     with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
         bench = Bench(asked, asked.work or Path(folder), kept() if asked.keep else {})
         for name in wanted:
@@ -252,7 +254,7 @@ class Bench:
         questions = [*self._task(kind).chosen, *self._task(kind).judged][: 2 * self._count]
         with self._stage(kind, threshold) as stage:
             job = stage.submit([question.value for question in questions])
-            until(lambda: stage.status(job).done, PATIENCE_S)
+            until(lambda: stage.centre.inputs() or stage.status(job).finished, PATIENCE_S)
             stage.link.cut() if part == "cut" else stage.link.silence()
             began = time.monotonic()
             if part == "killed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.disasters.fleet import GatewayFleet
 from benchmarks.sites.tunnel import CENTRE
@@ -59,7 +61,8 @@ def centre_in(folder: Path, fleet_file: Path) -> Iterator[Centre]:
         text, row = new_key("site", "site", created_at=time.time())
         store.keys.add(row)
         (folder / "centre.key").write_text(text, encoding="utf-8")
-        fleet.start_gateway()
+        with patch.dict(os.environ, {"ARGOSY_FLEET": str(fleet_file)}):  # it must know the centre's own models
+            fleet.start_gateway()
         with _https(int(fleet.gateway_url.rpartition(":")[2]), key, certificate) as port:
             yield Centre(f"https://{CENTRE}:{port}", folder / "centre.key", certificate, home / "store.db")
 

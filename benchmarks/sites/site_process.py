@@ -60,7 +60,8 @@ class SiteProcess:
 
     def __init__(self, file: Path, home: Path, link: TunnelLink, core: OneCore) -> None:
         self._file, self._home, self._link, self._core = file, home, link, core
-        self.environment = {**os.environ, "ARGOSY_HOME": str(home)}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("ARGOSY_")}
+        self.environment = {**own, "ARGOSY_HOME": str(home)}
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._look, name="memory of the site")
