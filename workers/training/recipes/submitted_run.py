@@ -63,7 +63,9 @@ class SubmittedRun:
             self.tell(TrainerReport(error={"kind": type(error).__name__, "message": str(error)}))
 
     def tell(self, report: TrainerReport) -> None:
-        os.write(self._told, msgspec.json.encode(report) + b"\n")
+        line = msgspec.json.encode(report) + b"\n"
+        while line:  # a signal may come in the middle
+            line = line[os.write(self._told, line) :]
 
     def _trained(self) -> dict[str, Any]:
         if hashlib.sha256(self._recipe.read_bytes()).hexdigest() != self._sha256:
