@@ -27,6 +27,7 @@ from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import expanded, known, read_toml, typed
 from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
+from producers.wire.training.training_job import TRAINING
 from results_store.records import MAX_ATTEMPTS
 from workers.models.decoding.decoding_limits import LEAST_MEMORY_BYTES, LEAST_PROCESSES, DecodingLimits
 from workers.models.interface import class_lookup
@@ -70,7 +71,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     attempts of an envelope that may end with an error before its items fail; deaths of workers do not count.
     `tune_at_start` lets a worker measure backends before
     its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the store once all
-    their results have succeeded.
+    their results have succeeded. `trainings` are the folders of the recipes that this node trains as jobs of the fleet
+    (none named: it takes no trainings).
     """
 
     profile: Literal["auto", "cpu", "gpu"] = "auto"
@@ -92,6 +94,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_attempts: int = MAX_ATTEMPTS
     tune_at_start: bool = True
     drop_inputs: bool = False
+    trainings: tuple[str, ...] = ()
 
     @property
     def memory_budget_bytes(self) -> int:
@@ -100,6 +103,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         _ = self.memory_budget_bytes
+        if any(not folder.strip() for folder in self.trainings):
+            raise ValueError("`trainings` has an empty path; name a folder, or leave it out")
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
         if not 0 <= self.bulk_share <= 0.9:  # the rest is for aged and for more urgent items
@@ -296,6 +301,7 @@ def _with_paths(raw: dict[str, Any], file: Path) -> dict[str, Any]:
     """Let the paths of sources, of options that are paths, and of allowed folders count from the folder of the file."""
     base = file.absolute().parent
     _let_count_from(base, raw.get("limits"), ("allowed_roots",))
+    _let_count_from(base, raw.get("worker"), ("trainings",))
     for kind in ("models", "data"):
         tables = raw.get(kind)
         for table in tables.values() if isinstance(tables, dict) else ():
@@ -374,6 +380,8 @@ def _check(settings: Settings, where: str) -> None:
             raise ConfigurationError(f"{where}: models.{name}.source: is missing")
         named[f"models.{name}.uses"] = settings.used_by(name)
         _warn_of_replaced(name, model, where)
+    if settings.worker.trainings and TRAINING in settings.models:
+        raise ConfigurationError(f"{where}: models.{TRAINING}: trainings have this name; give the model another")
     for setting, names in named.items():
         if unknown := [name for name in names if name not in settings.models]:
             raise ConfigurationError(

@@ -15,6 +15,7 @@ from producers.wire.live_nodes import node_key
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import PRIORITY_ENDS, PRIORITY_SEPARATOR, queue_of, waiting_messages
+from producers.wire.training.training_job import TRAINING
 from results_store.records import Backlog, Batch
 from results_store.store import Store
 from workers.fleet.findings import Finding, checked
@@ -107,9 +108,14 @@ def _waiting_in_vain(publisher: Publisher, store: Store) -> Iterator[tuple[tuple
             continue
         waits = f"{work.waiting} envelopes wait, the oldest for {_age(now - work.oldest_at)}"
         if not any(work.model in node.models for node in nodes):
-            remedy = f"start a worker whose fleet.toml has the model {work.model!r}, or cancel their jobs"
+            wanted = "`worker.trainings`" if work.model == TRAINING else f"the model {work.model!r}"
+            remedy = f"start a worker whose fleet.toml has {wanted}, or cancel their jobs"
             yield (work.model, work.priority), (f"{waits}, and no worker serves this model", remedy)
-        elif now - work.oldest_at > PATIENCE_S and (problem := _passed_over(work, backlog, batches)):
+        elif (
+            work.model != TRAINING
+            and now - work.oldest_at > PATIENCE_S
+            and (problem := _passed_over(work, backlog, batches))
+        ):
             remedy = "look at the worker's log; if it says nothing, restart the worker: its work goes on"
             yield (work.model, work.priority), (f"{waits}, and {problem}", remedy)
 
