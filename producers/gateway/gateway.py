@@ -122,19 +122,38 @@ async def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-async def caller_of(request: Request) -> Caller:
-    caller: Caller = request.state.caller
-    return caller
+class Right:
+    """The right that a route needs. Each route with a key has one as the dependency that gives it its caller."""
+
+    def __init__(self, holds: Callable[[Caller], bool], detail: str = "", remedy: str = "") -> None:
+        self.holds = holds
+        self._detail = detail
+        self._remedy = remedy
+
+    async def __call__(self, request: Request) -> Caller:
+        """Return the caller. Raises Problem if its key lacks the right."""
+        caller: Caller = request.state.caller
+        if not self.holds(caller):
+            raise Problem(403, "Forbidden", self._detail, remedy=self._remedy)
+        return caller
 
 
-def operators_only(caller: Caller) -> None:
-    """Raise Problem unless the caller is an operator."""
-    if not caller.operator:
-        raise Problem(403, "Forbidden", "only operators may use this route", remedy="use an operator's key")
-
+_READ = Right(lambda _: True)
+_CHANGE = Right(
+    lambda caller: caller.changes, "a viewer's key only reads", "use a member's or an operator's key for changes"
+)
+_READ_ALL = Right(
+    lambda caller: caller.all_tenants,
+    "the route is for keys that see all tenants",
+    "use an operator's key, or a viewer's that was made with --all-tenants",
+)
+_OPERATE = Right(lambda caller: caller.operator, "only operators may use this route", "use an operator's key")
 
 Here = Annotated[Gateway, Depends(gateway_of)]
-Who = Annotated[Caller, Depends(caller_of)]
+Viewer = Annotated[Caller, Depends(_READ)]
+Member = Annotated[Caller, Depends(_CHANGE)]
+FleetViewer = Annotated[Caller, Depends(_READ_ALL)]
+Operator = Annotated[Caller, Depends(_OPERATE)]
 
 
 async def while_there(request: Request, awaited: Awaitable[T]) -> T:

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0018"
+REVISION = "0020"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
@@ -387,6 +387,8 @@ api_keys = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("rate_per_s", Double),
+    Column("role", Text),  # null in rows of older versions, which know operators and members
+    Column("all_tenants", Boolean),
 )
 
 # The owner can see a file once `stored_at` is set. Before that it is an upload in progress or an interrupted one.

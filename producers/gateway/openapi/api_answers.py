@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from producers.gateway.openapi.schema_of import object_of, schema_of
+from results_store.gateway.api_keys import ROLES
 from results_store.records import Batch, Depth, JobStatus, Pause, Result
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _TIME = {"type": "number", "description": "Seconds since 1970."}
 _OBJECT = {"type": "object"}
+_FLAG = {"type": "boolean"}
 _PRIORITY = {"anyOf": [{"enum": ["interactive", "standard", "bulk"]}, {"type": "integer"}]}
 
 
@@ -53,7 +55,9 @@ KEPT_ITEMS = object_of({"items": _list(KEPT_ITEM), "next": _or_null(_COUNT)})
 #: The models that a job waits for.
 WAITING = object_of({"models": _list(_TEXT)} | dict.fromkeys(("unserved", "paused", "postponed"), _or_null(_TEXT)))
 
-CALLER = object_of({"tenant": _TEXT, "operator": {"type": "boolean"}, "keys": {"type": "boolean"}})
+CALLER = object_of(
+    {"tenant": _TEXT, "role": {"enum": list(ROLES)}} | dict.fromkeys(("operator", "all_tenants", "keys"), _FLAG)
+)
 TASK = object_of(dict.fromkeys(("name", "kind", "model", "input", "summary"), _TEXT) | {"params": _OBJECT})
 TASKS = object_of({"tasks": _list(TASK)})
 FAILURES = object_of({"failures": _list(RESULT)})

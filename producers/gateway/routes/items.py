@@ -14,7 +14,7 @@ from starlette.responses import Response
 from producers.client import notices
 from producers.client.async_handles import AsyncHandle
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who, while_there
+from producers.gateway.gateway import Gateway, Here, Member, Viewer, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
@@ -41,7 +41,7 @@ WaitS = Annotated[float, Query(ge=0, le=3600, description="Time to wait for the 
 
 
 @router.post("", status_code=200, responses=_ANSWERS)
-async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> Response:
+async def submit(request: Request, body: NewOne, gateway: Here, caller: Member) -> Response:
     """Submit an item. With `wait_s`, answer with its results if they come in time; else 202 and a `Location`."""
     files = await gateway.takes_files(body.task)
     handle = await gateway.client.submit(
@@ -61,7 +61,7 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
 
 
 @router.get("/{item}", responses=_ANSWERS)
-async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_s: WaitS = 0) -> Response:
+async def look(request: Request, item: ItemId, gateway: Here, caller: Viewer, wait_s: WaitS = 0) -> Response:
     """Return an item's results, after waiting for up to `wait_s`; 202 while some are missing."""
     job, seq, expected = await _known(gateway, caller, item)
     handle = gateway.kept(job, seq)
@@ -75,7 +75,7 @@ async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_
 
 
 @router.delete("/{item}", responses=_ANSWERS)
-async def cancel(item: ItemId, gateway: Here, caller: Who) -> Response:
+async def cancel(item: ItemId, gateway: Here, caller: Member) -> Response:
     """Cancel an item that this gateway accepted recently. Computed results stay."""
     job, seq, expected = await _known(gateway, caller, item)
     handle = gateway.kept(job, seq)

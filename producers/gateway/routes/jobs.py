@@ -14,7 +14,7 @@ from producers.client.async_handles import AsyncJob
 from producers.client.request import NewItem
 from producers.gateway.answers import Json
 from producers.gateway.duties.webhook_message import check_address
-from producers.gateway.gateway import Gateway, Here, Who
+from producers.gateway.gateway import Gateway, Here, Member, Viewer
 from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
@@ -47,7 +47,7 @@ _LINES = {
 
 
 @router.post("", status_code=202, responses=_ACCEPTED)
-async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
+async def submit(body: NewJobBody, gateway: Here, caller: Member) -> Response:
     """Submit many items as one job. Answers once all items are accepted."""
     if len(body.inputs) > gateway.settings.max_items:
         raise _too_many(gateway)
@@ -64,7 +64,7 @@ async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
 
 @router.post("/lines", status_code=202, openapi_extra=_LINES, responses=_ACCEPTED)
 async def submit_lines(
-    request: Request, options: Annotated[LinesOptions, Query()], gateway: Here, caller: Who
+    request: Request, options: Annotated[LinesOptions, Query()], gateway: Here, caller: Member
 ) -> Response:
     """Submit a stream of JSON Lines as one job, of any length: each line is an input, or an object with `input`.
 
@@ -99,7 +99,7 @@ async def submit_lines(
 @router.get("", responses=answer_of(api_answers.JOBS))
 async def newest(
     gateway: Here,
-    caller: Who,
+    caller: Viewer,
     *,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     before: Before = None,
@@ -118,7 +118,7 @@ async def newest(
 
 
 @router.get("/{job}", responses=answer_of(api_answers.ONE_JOB))
-async def status(job: str, gateway: Here, caller: Who) -> Response:
+async def status(job: str, gateway: Here, caller: Viewer) -> Response:
     """Return a job with its progress, and with its webhook, if it has one."""
     found = await gateway.job(job, caller)
     webhook = await gateway.client.ask(lambda store: store.webhooks.find(found.id))
@@ -126,7 +126,7 @@ async def status(job: str, gateway: Here, caller: Who) -> Response:
 
 
 @router.post("/{job}/cancel", responses=answer_of(api_answers.JOB))
-async def cancel(job: str, gateway: Here, caller: Who) -> Response:
+async def cancel(job: str, gateway: Here, caller: Member) -> Response:
     """Cancel the rest of a job. Items that are not computed yet end as `cancelled` when a worker reaches them."""
     await gateway.job(job, caller)
     return Json(job_view(await (await gateway.client.job(job)).cancel()))
