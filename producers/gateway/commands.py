@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producers.commands.operate import Duration
-from producers.wire.command_line import Finite, say
+from producers.wire.command_line import Finite, say, user
 
 if TYPE_CHECKING:
     from results_store.gateway.api_keys import ApiKey, Role
@@ -177,20 +177,19 @@ def add(
     argosy gateway keys add wall --role viewer --all-tenants
     argosy gateway keys add ann --role operator
     """
-    from producers.gateway.keys import new_key
-    from producers.wire.connection import checked_tenant
+    from producers.gateway.keys import checked_rights, new_key
+    from producers.wire.errors import InvalidInput
 
     role = "operator" if operator else role
-    if all_tenants and role == "member":
-        raise click.UsageError("--all-tenants: a member has one tenant; add --role viewer, or --role operator")
-    if tenant is None and not (all_tenants or role == "operator"):
-        remedy = "--all-tenants" if role == "viewer" else "--operator"
-        raise click.UsageError(f"--tenant: is missing; name the tenant that owns the key's jobs, or add {remedy}")
+    try:
+        owner = checked_rights(role, tenant, all_tenants=all_tenants)
+    except InvalidInput as error:
+        raise click.UsageError(f"--{error}".replace("all_tenants", "all-tenants")) from error
     now = time.time()
     expires_at = None if expires_s is None else now + expires_s
     text, key = new_key(
         name,
-        checked_tenant(tenant or ""),
+        owner,
         role=role,
         all_tenants=all_tenants,
         expires_at=expires_at,
@@ -198,7 +197,7 @@ def add(
         created_at=now,
     )
     with _store() as store:
-        if not store.keys.add(key):
+        if not store.keys.add(key, by=user()):
             raise click.UsageError(f"there is already a key {name!r}; remove it first, or choose another name")
     say(text)
 
@@ -219,7 +218,7 @@ def list_() -> None:
 def remove(name: str) -> None:
     """Remove the key with the name NAME. Gateways refuse it within ten seconds; its tenant's jobs stay."""
     with _store() as store:
-        if not store.keys.remove(name):
+        if not store.keys.remove(name, by=user()):
             raise click.UsageError(f"no key {name!r}; `argosy gateway keys list` lists them")
     say(f"key {name} removed", err=True)
 

@@ -24,6 +24,7 @@ from producers.wire.errors import InvalidInput
 from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
 from results_store.records import JobFilter, JobStatus
+from results_store.sql.auditing.audit_log import Actor
 
 T = TypeVar("T")
 
@@ -149,7 +150,22 @@ _READ_ALL = Right(
 )
 _OPERATE = Right(lambda caller: caller.operator, "only operators may use this route", "use an operator's key")
 
+
+async def actor_of(request: Request) -> Actor:
+    """Return the caller for the audit log, with its address: a proxy's, if it stands between."""
+    caller: Caller = request.state.caller
+    from_page = request.headers.get("x-requested-with") == "argosy-page"
+    return Actor(
+        name=caller.name,
+        tenant=caller.tenant,
+        key=caller.key or None,
+        source="page" if from_page else "http",
+        address=request.client.host if request.client else "",
+    )
+
+
 Here = Annotated[Gateway, Depends(gateway_of)]
+By = Annotated[Actor, Depends(actor_of)]
 Viewer = Annotated[Caller, Depends(_READ)]
 Member = Annotated[Caller, Depends(_CHANGE)]
 FleetViewer = Annotated[Caller, Depends(_READ_ALL)]

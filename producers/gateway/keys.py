@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from cachetools import TTLCache
 
-from producers.wire.errors import ArgosyError
+from producers.wire.connection import checked_tenant
+from producers.wire.errors import ArgosyError, InvalidInput
 from producers.wire.messages import is_id, new_id
 from results_store.gateway.api_keys import ApiKey, Role
 
@@ -84,6 +85,16 @@ def new_key(
         rate_per_s=rate_per_s,
     )
     return f"{_PREFIX}-{id_}-{secret}", key
+
+
+def checked_rights(role: Role, tenant: str | None, *, all_tenants: bool) -> str:
+    """Return the tenant of a new key. Raises InvalidInput: all tenants are said, never a default."""
+    if all_tenants and role == "member":
+        raise InvalidInput("all_tenants", "a member has one tenant", "make a viewer or an operator, or leave it out")
+    if tenant is None and not all_tenants and role != "operator":
+        remedy = "all_tenants" if role == "viewer" else "the role operator"
+        raise InvalidInput("tenant", "is missing", f"name the tenant that owns the key's jobs, or give {remedy}")
+    return checked_tenant(tenant or "")
 
 
 class Refused(ArgosyError):

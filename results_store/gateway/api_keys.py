@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from sqlalchemy import RowMapping, delete, select
 
+from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.columns import text
 from results_store.sql.database import Database, Weight
 from results_store.sql.result_rows import insert_new
@@ -42,13 +43,17 @@ class ApiKeys:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, key: ApiKey) -> bool:
+    def add(self, key: ApiKey, *, by: Actor | None = None) -> bool:
         """Add a key. Return False, without adding it, if its name exists."""
         row = {name: text(value) if isinstance(value, str) else value for name, value in asdict(key).items()}
         row["operator"] = key.role == "operator"  # for gateways of older versions
         with self._database.write(Weight.ACCEPTED) as connection:
             added = connection.execute(insert_new(connection, api_keys).values(row).returning(api_keys.c.id))
-            return added.first() is not None
+            if added.first() is None:
+                return False
+            rights = {"role": key.role, "tenant": key.tenant, "all_tenants": key.all_tenants or None}
+            note(connection, by, "keys add", f"key:{key.name}", **rights, expires_at=key.expires_at)
+            return True
 
     def all(self) -> list[ApiKey]:
         """Return all keys by name."""
@@ -62,10 +67,13 @@ class ApiKeys:
             row = connection.execute(select(api_keys).where(api_keys.c.id == id_)).mappings().one_or_none()
         return None if row is None else _key(row)
 
-    def remove(self, name: str) -> bool:
+    def remove(self, name: str, *, by: Actor | None = None) -> bool:
         """Remove the key with this name; return whether it existed."""
         with self._database.write(Weight.ACCEPTED) as connection:
-            return connection.execute(delete(api_keys).where(api_keys.c.name == text(name))).rowcount > 0
+            if not connection.execute(delete(api_keys).where(api_keys.c.name == text(name))).rowcount:
+                return False
+            note(connection, by, "keys remove", f"key:{name}")
+            return True
 
 
 def _key(row: RowMapping) -> ApiKey:

@@ -391,6 +391,23 @@ api_keys = Table(
     Column("all_tenants", Boolean),
 )
 
+# What operators did: see `results_store.sql.auditing.audit_log`.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key", Text),
+    Column("address", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Json, nullable=False),
+    Index("audit_newest", "at", "id"),
+)
+
 # The owner can see a file once `stored_at` is set. Before that it is an upload in progress or an interrupted one.
 gateway_files = Table(
     "gateway_files",

@@ -11,7 +11,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Member, Viewer
+from producers.gateway.gateway import By, Gateway, Here, Member, Viewer
 from producers.gateway.keys import Caller
 from producers.gateway.openai import uploads
 from producers.gateway.openai.openai_answers import BatchList, BatchView, RequestCounts
@@ -109,7 +109,7 @@ async def batch(request: Request, batch: str, gateway: Here, caller: Viewer) -> 
 
 
 @router.post("/{batch}/cancel", responses=answer_of(BatchView))
-async def cancel(request: Request, batch: str, gateway: Here, caller: Member) -> Response:
+async def cancel(request: Request, batch: str, gateway: Here, caller: Member, by: By) -> Response:
     """Cancel the requests of a batch that are not computed yet. The output file has the others."""
     found = await _find(gateway, caller, batch)
     now = time.time()
@@ -119,7 +119,7 @@ async def cancel(request: Request, batch: str, gateway: Here, caller: Member) ->
         raise Problem(409, "batch_finished", f"the batch is {(await _find(gateway, caller, batch)).status} already")
     job = await _job(gateway, cancelled)
     if job is not None:
-        await gateway.client.ask(lambda store: store.cancel_job(job.id))
+        await gateway.client.ask(lambda store: store.cancel_job(job.id, by=by))
     request.app.state.batches.wake()
     return Json(view(cancelled))
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from producers.gateway.openapi.schema_of import object_of, schema_of
-from results_store.gateway.api_keys import ROLES
-from results_store.records import Batch, Depth, JobStatus, Pause, Result
+from results_store.gateway.api_keys import ROLES, ApiKey
+from results_store.records import Batch, Depth, JobStatus, Pause, Result, Tenant
+from results_store.sql.auditing.audit_log import AuditEntry
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -69,6 +70,11 @@ LETTER = object_of(
 DEAD = object_of({"dead": _list(LETTER)}, {"refused": _or_null(_list(_OBJECT))})
 REPLAYED = object_of({"envelopes": _COUNT, "results": _COUNT})
 FLEET = object_of({"at": _TIME, "depth": _list(object_of(_row(Depth))), "batches": _list(object_of(_row(Batch)))})
+AUDIT = object_of({"entries": _list(object_of(_row(AuditEntry))), "next": _or_null(_TEXT)})
+_KEY = object_of(_row(ApiKey, "secret_hash"))
+KEYS = object_of({"keys": _list(_KEY)})
+MADE_KEY = object_of({**_KEY["properties"], "key": _TEXT})
+TENANTS = object_of({"tenants": _list(object_of({**_row(Tenant), "in_flight": _COUNT}))})
 PAUSES = object_of({"pauses": _list(object_of(_row(Pause)))})
 ACTIVITY = object_of(
     {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from producers.client.async_handles import AsyncJob
 from producers.client.request import NewItem
 from producers.gateway.answers import Json
 from producers.gateway.duties.webhook_message import check_address
-from producers.gateway.gateway import Gateway, Here, Member, Viewer
+from producers.gateway.gateway import By, Gateway, Here, Member, Viewer
 from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
@@ -22,7 +23,6 @@ from producers.gateway.problems import Problem
 from producers.gateway.schemas import MOST_OPENED, LinesOptions, NewJobBody, SubmissionOptions, item_of, opened
 from producers.gateway.views import job_view, webhook_view
 from producers.wire.errors import InputTooLarge, InvalidInput
-from producers.wire.messages import is_id
 from results_store.records import JobFilter, JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
@@ -111,7 +111,7 @@ async def newest(
     `text` limits them to jobs with this text in their name, tenant or id, `having` to unfinished jobs or to jobs with
     results in a state.
     """
-    page = await gateway.jobs(caller, limit=limit, before=_place(before), text=text, having=having)
+    page = await gateway.jobs(caller, limit=limit, before=place_of(before), text=text, having=having)
     last = page[-1] if len(page) == limit else None
     after = None if last is None else f"{last.created_at!r},{last.id}"
     return Json({"jobs": [job_view(job) for job in page], "next": after})
@@ -126,10 +126,10 @@ async def status(job: str, gateway: Here, caller: Viewer) -> Response:
 
 
 @router.post("/{job}/cancel", responses=answer_of(api_answers.JOB))
-async def cancel(job: str, gateway: Here, caller: Member) -> Response:
+async def cancel(job: str, gateway: Here, caller: Member, by: By) -> Response:
     """Cancel the rest of a job. Items that are not computed yet end as `cancelled` when a worker reaches them."""
     await gateway.job(job, caller)
-    return Json(job_view(await (await gateway.client.job(job)).cancel()))
+    return Json(job_view(await gateway.client.ask(lambda store: store.cancel_job(job, by=by))))
 
 
 async def _submit(
@@ -215,7 +215,8 @@ def _too_many(gateway: Gateway) -> Problem:
     return Problem(413, "TooManyItems", f"more than {limit:,} items in one job", remedy="submit several jobs")
 
 
-def _place(before: str | None) -> tuple[float, str] | None:
+def place_of(before: str | None) -> tuple[float, str] | None:
+    """Return the time and id in the `next` of a page. Raises InvalidInput."""
     if before is None:
         return None
     at, _, id_ = before.partition(",")
@@ -223,6 +224,6 @@ def _place(before: str | None) -> tuple[float, str] | None:
         place = float(at), id_
     except ValueError:
         place = math.nan, id_
-    if not math.isfinite(place[0]) or not is_id(id_):
+    if not math.isfinite(place[0]) or not re.fullmatch(r"[0-9a-z]{26,32}", id_):
         raise InvalidInput("before", f"is not the `next` of a page: {before!r}")
     return place

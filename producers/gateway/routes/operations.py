@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from producers.gateway import problems
 from producers.gateway.answers import Json
-from producers.gateway.gateway import FleetViewer, Gateway, Here, Member, Viewer
+from producers.gateway.gateway import By, FleetViewer, Gateway, Here, Member, Viewer
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem, problem
@@ -105,7 +105,7 @@ async def dead(gateway: Here, caller: Viewer, limit: Limit = 50, job: JobFilter 
 
 
 @router.post("/api/replay", responses=answer_of(api_answers.REPLAYED))
-async def replay(body: Replay, gateway: Here, caller: Member) -> Response:
+async def replay(body: Replay, gateway: Here, caller: Member, by: By) -> Response:
     """Queue failed items again: delete their failed results and compute them once more."""
     if body.job is not None:
         await gateway.job(body.job, caller)
@@ -113,9 +113,10 @@ async def replay(body: Replay, gateway: Here, caller: Member) -> Response:
         raise InvalidInput("job", "is missing", "name the job; only operators can replay all jobs")
     began_at = await gateway.client.ask(lambda store: store.now())
     envelopes = results = 0
+    chosen = {"job": body.job, "error_kind": body.error_kind, "failed_before": began_at}
     while True:
         portion: Replayed = await gateway.client.ask(
-            lambda store: store.dead_letters.replay(job=body.job, error_kind=body.error_kind, failed_before=began_at)
+            lambda store: store.dead_letters.replay(**chosen, by=None if envelopes else by)  # noqa: B023 - run at once
         )
         if not portion.envelopes:
             return Json({"envelopes": envelopes, "results": results})

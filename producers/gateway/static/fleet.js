@@ -1,4 +1,4 @@
-// The fleet, for operators: workers, queued work, device utilisation, and recent batches.
+// The fleet, for keys that see all tenants: workers, queued work, device utilisation, and recent batches.
 
 import { pauseButton, resumeButton } from "./actions.js";
 import { get, now, poll } from "./api.js";

@@ -1,7 +1,7 @@
 // The page: the view for the address, the key, the colours. A view is a function that fills the content and stops when
 // its signal aborts.
 
-import { Refusal, backOffS, get, key, poll } from "./api.js";
+import { Refusal, backOffS, get, key, may, poll } from "./api.js";
 import { report } from "./dialogs.js";
 import { el, say } from "./dom.js";
 import { failures } from "./failures.js";
@@ -31,6 +31,7 @@ async function show(focus) {
   const own = (shown = new AbortController());
   try {
     caller ??= await get("/api/caller");
+    Object.assign(may, { change: caller.role !== "viewer", operate: caller.operator });
     failed = 0;
   } catch (error) {
     if (error.status !== 401) tellLater(own.signal, error);
@@ -45,8 +46,8 @@ async function show(focus) {
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (view === fleet && !caller.operator) return location.replace("#/jobs");
-  if (caller.operator) poll(() => activity(own.signal), WORKERS_EVERY_S, own.signal);
+  if (view === fleet && !caller.all_tenants) return location.replace("#/jobs");
+  if (caller.all_tenants) poll(() => activity(own.signal), WORKERS_EVERY_S, own.signal);
   const root = el("div", { class: "view" });
   by("main").replaceChildren(root);
   try {
@@ -66,9 +67,9 @@ function tellLater(signal, error) {
 }
 
 function header() {
-  by("to-fleet").hidden = !caller.operator;
+  by("to-fleet").hidden = !caller.all_tenants;
   by("forget").hidden = !(caller.keys && key.get());
-  const role = caller.operator ? "operator" : "";
+  const role = caller.role === "member" ? "" : caller.role;
   say(by("whose"), [caller.tenant, role].filter(Boolean).join(" · "));
 }
 
