@@ -23,6 +23,7 @@ from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.routes import (
     administration,
     browsing,
+    history,
     items,
     jobs,
     operations,
@@ -46,6 +47,7 @@ ROUTERS = (
     operations.router,
     pausing.router,
     administration.router,
+    history.router,
 )
 
 

@@ -28,7 +28,7 @@ from workers.node.presence import ModelState, NodeState
 
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
 
-VIEWS = ("#/jobs", "#/fleet", "#/failures")
+VIEWS = ("#/jobs", "#/fleet", "#/failures", "#/models", "#/try", "#/tenants", "#/audit")
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_hostile_names_run_nothing_and_stay_in_the_layout(
         outside: dict[str, list[str]] = {}
         page.on("request", lambda request: asked.append(request.url))
         page.on("dialog", lambda dialog: pytest.fail(f"a dialog: {dialog.message}"))
-        for view in ("#/jobs", "#/fleet", "#/failures", f"#/jobs/{named}", *(f"#/jobs/{job}" for job in done)):
+        for view in (*VIEWS, f"#/jobs/{named}", *(f"#/jobs/{job}" for job in done)):
             page.goto(f"/{view}")
             expect(page.locator("main :is(td, .empty):visible").first).to_be_visible()
             if view == "#/failures":
@@ -541,14 +541,15 @@ def test_everything_is_reached_by_tab_and_seen_where_it_is(page: Page, store: St
     page.goto("/#/jobs")
     expect(page.get_by_role("button", name="Cancel the newest")).to_be_visible()
     seen = []
-    for _ in range(11):
+    for _ in range(15):
         page.keyboard.press("Tab")
         name, ring = page.evaluate(FOCUSED)
         seen.append(name)
         assert ring >= 2, name
     assert seen[:5] == ["Skip to the content", "Argosy", "Jobs", "Fleet", "Failures"]
-    assert seen[5:7] == ["Theme: system", "Forget key"]
-    assert seen[7:11] == ["Search jobs", "Show jobs", "the newest", "Cancel the newest"]
+    assert seen[5:9] == ["Models", "Try", "Tenants", "Audit"]
+    assert seen[9:11] == ["Theme: system", "Forget key"]
+    assert seen[11:15] == ["Search jobs", "Show jobs", "the newest", "Cancel the newest"]
     unnamed = "[...document.querySelectorAll('button, a, input')].filter(one => one.checkVisibility() && !(one.ariaLabel || one.innerText || one.labels?.length)).length"
     assert page.evaluate(unnamed) == 0
 

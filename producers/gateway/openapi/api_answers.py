@@ -8,6 +8,7 @@ from producers.gateway.openapi.schema_of import object_of, schema_of
 from results_store.gateway.api_keys import ROLES, ApiKey
 from results_store.records import Batch, Depth, JobStatus, Pause, Result, Tenant
 from results_store.sql.auditing.audit_log import AuditEntry
+from results_store.sql.flight import RecordedDay
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -49,7 +50,8 @@ RESULTS = object_of({"results": _list(RESULT)})
 ITEM = object_of({"id": _TEXT, "done": {"type": "boolean"}, "results": _list(RESULT)}, {"paused": _TEXT})
 
 KEPT_ITEM = object_of(
-    {"seq": _COUNT, "key": _or_null(_TEXT), "input": object_of({"form": _TEXT}), "results": _list(RESULT)}
+    {"seq": _COUNT, "key": _or_null(_TEXT), "input": object_of({"form": _TEXT}), "results": _list(RESULT)},
+    {"batches": _OBJECT},
 )
 KEPT_ITEMS = object_of({"items": _list(KEPT_ITEM), "next": _or_null(_COUNT)})
 
@@ -70,6 +72,7 @@ LETTER = object_of(
 DEAD = object_of({"dead": _list(LETTER)}, {"refused": _or_null(_list(_OBJECT))})
 REPLAYED = object_of({"envelopes": _COUNT, "results": _COUNT})
 FLEET = object_of({"at": _TIME, "depth": _list(object_of(_row(Depth))), "batches": _list(object_of(_row(Batch)))})
+HISTORY = object_of({"days": _list(object_of({"day": _TEXT, **_row(RecordedDay)}))})
 AUDIT = object_of({"entries": _list(object_of(_row(AuditEntry))), "next": _or_null(_TEXT)})
 _KEY = object_of(_row(ApiKey, "secret_hash"))
 KEYS = object_of({"keys": _list(_KEY)})

@@ -101,13 +101,20 @@ async def items(
 
 @router.get("/jobs/{job}/items/{seq}", responses=answer_of(api_answers.KEPT_ITEM))
 async def item(job: str, seq: Seq, gateway: Here, caller: Viewer) -> Response:
-    """Return an item that has results, with its whole input if that is kept."""
+    """Return an item that has results, with its whole input if that is kept.
+
+    `batches` has the start and the seconds of the forward passes that computed its results, where they are recorded.
+    """
     await gateway.job(job, caller)
 
     def read(store: Store) -> dict[str, Any] | None:
         rows = store.results_of(job, [seq])
         kept = _kept(store)
-        return _item(rows, in_full(kept, kept.of(rows).get(seq))) if rows else None
+        if not rows:
+            return None
+        ran = store.flight.passes({row.batch for row in rows if row.batch is not None})
+        passes = {id_: {"started_at": began, "forward_s": took_s} for id_, (began, took_s) in ran.items()}
+        return _item(rows, in_full(kept, kept.of(rows).get(seq))) | {"batches": passes}
 
     return Json(_there(await gateway.client.ask(read), job, seq))
 

@@ -65,6 +65,8 @@ export async function post(path, body) {
   return (await request(path, { method: "POST", ...sent })).json();
 }
 
+export const remove = async (path) => (await request(path, { method: "DELETE" })).json();
+
 export function query(values) {
   const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
   return given.length ? `?${new URLSearchParams(given)}` : "";

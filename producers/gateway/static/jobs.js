@@ -3,7 +3,7 @@
 import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll, query } from "./api.js";
 import { progress } from "./charts.js";
-import { Rows, cell, columns, el, placeLost, say, section } from "./dom.js";
+import { Rows, cell, columns, el, later, placeLost, say, section } from "./dom.js";
 import { activity, overview } from "./fleet.js";
 import { Pace, stall } from "./pace.js";
 import { ago, brief, count, duration, moment, plural } from "./words.js";
@@ -59,15 +59,6 @@ export function jobs(root, { signal, caller }) {
   root.append(el("h1", { tabindex: -1, class: "unseen" }, "Jobs"), ...(fleet ? [fleet.node] : []), section("Jobs", total, el("div", { class: "filters" }, search, having), empty, table, pager));
   poll(look, EVERY_S, signal);
   if (fleet) poll(async () => fleet.update(await activity(signal)), EVERY_S, signal);
-}
-
-/** Call `act` once no call has come for a while. */
-function later(ms, act) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(act, ms);
-  };
 }
 
 /** The row of a job. */
