@@ -136,6 +136,7 @@ class NewOne(Asked):
     key: str | None = Field(None, description="Your own identifier, kept with the result.")
     durable: bool = Field(True, description="Store the item before accepting it. Otherwise a crash may lose it.")
     wait_s: Seconds = Field(0, ge=0, le=3600, description="Time to wait for the result, in seconds; 120 at most.")
+    webhook: Webhook = None
 
 
 class SubmissionOptions(Asked):

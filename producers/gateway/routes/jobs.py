@@ -58,7 +58,7 @@ async def submit(body: NewJobBody, gateway: Here, caller: Member) -> Response:
         for place, value in enumerate(body.inputs):
             yield _item(value, f"inputs[{place}]", files=files)
 
-    job = await _submit(gateway, caller, body, items())
+    job = await submit_job(gateway, caller, body, items())
     return await _accepted(job)
 
 
@@ -89,7 +89,7 @@ async def submit_lines(
         accepted[:] = [id_]
 
     try:
-        job = await _submit(gateway, caller, options.options(), items(), noting)
+        job = await submit_job(gateway, caller, options.options(), items(), noting)
     except Problem as broken:  # the body was too slow or too long
         broken.job = accepted[-1] if accepted else None
         raise
@@ -132,13 +132,14 @@ async def cancel(job: str, gateway: Here, caller: Member, by: By) -> Response:
     return Json(job_view(await gateway.client.ask(lambda store: store.cancel_job(job, by=by))))
 
 
-async def _submit(
+async def submit_job(
     gateway: Gateway,
     caller: Caller,
     options: SubmissionOptions,
     items: Iterable[object] | AsyncIterable[object],
     on_accepted: Callable[[str, int], object] | None = None,
 ) -> AsyncJob:
+    """Submit items as one job of the caller's, with its webhook. Raises InvalidInput."""
     url = options.webhook
     if url is not None:
         check_address(url, secrets=gateway.settings.webhook_secrets, private=gateway.settings.webhook_private)
