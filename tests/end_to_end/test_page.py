@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -25,6 +26,7 @@ from tests.conftest import free_port
 from tests.end_to_end.chromium import OUTSIDE, chromium, tab
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
+from workers.fleet.local import LocalFleet
 from workers.node import presence
 from workers.node.presence import ModelState, NodeState
 
@@ -493,6 +495,36 @@ def test_a_model_is_paused_and_resumed(page: Page, store: Store) -> None:
     expect(paused).to_have_count(0)
     assert store.pauses.every() == []
     store.cancel_job(job)
+
+
+def test_a_task_is_tried_and_its_time_is_seen(browser: Browser, shared_fleet: LocalFleet) -> None:
+    """A real fleet answers; its models, the day's work and the stages of the item's time are then in sight."""
+    with (
+        serving(shared_fleet.broker_url, shared_fleet.store_url) as found,
+        tab(browser, found.url, found.key("trial", operator=True)) as page,
+    ):
+        page.goto("/#/models")
+        page.get_by_role("row", name="scripted").get_by_role("link", name="echo", exact=True).click()
+        expect(page.get_by_label("Task", exact=True)).to_have_value("echo")
+        page.get_by_label("Text", exact=True).fill("a text")
+        page.get_by_label("Parameters").fill("{wrong")
+        page.get_by_role("button", name="Compute").click()
+        expect(page.locator("main .wrong")).to_contain_text("JSON")
+        page.get_by_label("Parameters").fill("")
+        page.get_by_role("button", name="Compute").click()
+        expect(page.get_by_text("answered in")).to_be_visible()
+        expect(page.locator(".card .json")).to_contain_text(str(zlib.crc32(b"a text")))
+        page.goto("/#/fleet")
+        expect(page.get_by_role("list", name="Items of the last days").locator("li")).to_have_count(14)
+        expect(page.get_by_role("region", name="Days").locator("tbody tr")).to_have_count(1)
+        page.goto("/#/jobs")
+        page.get_by_label("Search jobs").fill("trial")
+        page.locator(".job-name").first.click()
+        page.get_by_role("button", name="Look at item").first.click()
+        stages = page.get_by_role("region", name="Where its time went")
+        expect(stages).to_contain_text("waiting")
+        expect(stages).to_contain_text("forward")
+        expect(stages).to_contain_text("storing")
 
 
 def test_failures_are_replayed(page: Page, store: Store) -> None:

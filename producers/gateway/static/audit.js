@@ -51,7 +51,7 @@ function row(entry) {
       "tr",
       {},
       cell("When", { class: "when", title: moment(entry.at) }, ago(entry.at, now())),
-      cell("Action", {}, entry.action),
+      cell("Action", { class: "wraps" }, entry.action),
       cell("Subject", { class: "wraps" }, entry.subject),
       cell("Who", { class: "wraps" }, who),
       cell("From", { class: "wraps" }, [entry.source, entry.address].filter(Boolean).join(" ")),
