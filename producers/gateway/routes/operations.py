@@ -113,10 +113,14 @@ async def replay(body: Replay, gateway: Here, caller: Member, by: By) -> Respons
         raise InvalidInput("job", "is missing", "name the job; only operators can replay all jobs")
     began_at = await gateway.client.ask(lambda store: store.now())
     envelopes = results = 0
-    chosen = {"job": body.job, "error_kind": body.error_kind, "failed_before": began_at}
     while True:
         portion: Replayed = await gateway.client.ask(
-            lambda store: store.dead_letters.replay(**chosen, by=None if envelopes else by)  # noqa: B023 - run at once
+            lambda store: store.dead_letters.replay(
+                job=body.job,
+                error_kind=body.error_kind,
+                failed_before=began_at,
+                by=None if envelopes else by,  # noqa: B023 - run at once; the audit log has one entry
+            )
         )
         if not portion.envelopes:
             return Json({"envelopes": envelopes, "results": results})
