@@ -9,7 +9,7 @@ stopped.
 
 Figures: `lost` are items without a row, `doubled` rows that nobody submitted or counts above the rows, `wrong` rows and
 answers that differ from the text's checksum. `gap_max_s` is the longest time without an interactive answer from the
-first to the last of them, `answer_p50_s` and `answer_max_s` are the waits for one. `left_share` is the share of the
+first to the last of them. `stop_codes` are the exit codes of the older workers. `answer_p50_s` and `answer_max_s` are the waits for one. `left_share` is the share of the
 bulk that was unfinished after the last step: over 0, the load outlasted the upgrade.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -92,6 +93,7 @@ class Run:
     items: int
     _processes: dict[str, Process] = field(default_factory=dict)
     _restarts_s: list[float] = field(default_factory=list)
+    _stop_codes: list[int] = field(default_factory=list)
 
     def play(self) -> dict[str, Any]:
         self.before.migrate(self.folder)
@@ -129,7 +131,7 @@ class Run:
         for process in self._processes.values():
             try:
                 process.wait(timeout=30)
-            except TimeoutError:
+            except subprocess.TimeoutExpired:
                 kill(process)
 
     def _work(self, stored: Stored, by: int) -> None:
@@ -153,7 +155,7 @@ class Run:
     def _restart(self, name: str) -> None:
         began = time.monotonic()
         self._processes[name].terminate()
-        self._ended(name)
+        self._stop_codes.append(self._processes[name].wait(timeout=LIMIT_S))
         self._processes[name] = self.after.worker(self.folder, name)
         self._restarts_s.append(time.monotonic() - began)
         convention.progress(f"the {name} worker is of this version after {self._restarts_s[-1]:.1f} s")
@@ -186,6 +188,7 @@ class Run:
             "gap_max_s": round(max(gaps), 3),
             "answer_p50_s": percentile(waits, 50),
             "answer_max_s": round(max(waits), 3),
+            "stop_codes": self._stop_codes,
             "restarts_s": [round(one, 1) for one in self._restarts_s],
         }
 

@@ -58,7 +58,7 @@ class Version:
         ready.unlink(missing_ok=True)
         options = ("worker", "--device", "cpu", "--ready-file", str(ready))
         process = self.start(folder, f"{name}.log", "-m", self.cli, *options)
-        until(lambda: ready.exists() or process.poll() is not None)
+        until(lambda: ready.exists() or process.poll() is not None, timeout_s=240)  # a busy machine takes its time
         assert process.poll() is None, (folder / f"{name}.log").read_text(encoding="utf-8")[-4000:]
         return process
 
