@@ -2,7 +2,8 @@
 
 Other tables have their own objects, which are attributes of `Store`: `tenants`, `pauses`, `flight` (the micro-batches),
 `figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files`,
-`file_batches` and `webhooks`, and a site's `edge`.
+`file_batches` and `webhooks`, a site's `edge`, and the `audit` log. A method that an operator causes takes `by`, the
+`Actor` for the audit log.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import delivery, driver_statements, reading, submission
+from results_store.sql.auditing.audit_log import Actor, AuditLog
 from results_store.sql.chunks import stored_results
 from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.dead_letters import DeadLetters
@@ -74,6 +76,7 @@ class Store:
         self.dead_letters = DeadLetters(self._database)
         self.retention = Retention(self._database)
         self.edge = EdgeSpool(self._database)
+        self.audit = AuditLog(self._database)
 
     def __repr__(self) -> str:
         return f"Store({str(self._database)!r})"
@@ -164,10 +167,10 @@ class Store:
         with self._database.write(Weight.NOTE) as connection:
             delivery.mark_published(connection, ids, at)
 
-    def cancel_job(self, job: str, at: float | None = None) -> JobStatus:
+    def cancel_job(self, job: str, at: float | None = None, *, by: Actor | None = None) -> JobStatus:
         """Cancel the uncomputed items: claims of their envelopes return CANCELLED from now on. Raises UnknownJob."""
         with self._database.write(Weight.ACCEPTED) as connection:
-            return submission.cancel_job(connection, job, at)
+            return submission.cancel_job(connection, job, at, by)
 
     # --- reading ---
 

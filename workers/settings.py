@@ -73,6 +73,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the store once all
     their results have succeeded. `trainings` are the folders of the recipes that this node trains as jobs of the fleet
     (none named: it takes no trainings).
+    their results have succeeded. Entries of the audit log are deleted after `audit_days`.
     """
 
     profile: Literal["auto", "cpu", "gpu"] = "auto"
@@ -95,6 +96,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tune_at_start: bool = True
     drop_inputs: bool = False
     trainings: tuple[str, ...] = ()
+    audit_days: float = 365.0
 
     @property
     def memory_budget_bytes(self) -> int:
@@ -121,9 +123,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             "reconcile_every_s",
             "look_for_cancellations_every_s",
             "publish_overdue_s",
+            "audit_days",
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be over 0")
+        if not self.audit_days <= _MOST_S / 86400:
+            raise ValueError(f"`audit_days` must be a number of days, at most {_MOST_S // 86400:,}")
 
 
 def _at_least(settings: msgspec.Struct, least: int, *names: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from producers.commands import pause_commands
+from producers.commands.audit import audit
 from producers.commands.batch_figures import batches
 from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.index import index
@@ -22,7 +23,7 @@ from producers.commands.submit import submit
 from producers.commands.tenants import tenants
 from producers.edge.edge_commands import edge
 from producers.wire.atomic_files import atomically
-from producers.wire.command_line import CommandLine, say
+from producers.wire.command_line import CommandLine, say, user
 
 if TYPE_CHECKING:
     from results_store.export.spreadsheet import Cells
@@ -97,12 +98,11 @@ def cancel(job: str) -> None:
     from producers.client.client import Client
 
     with Client() as client:
-        job = client.ask(lambda store: store.job_id(job))
-        progress = client.job(job).cancel()
+        progress = client.ask(lambda store: store.cancel_job(store.job_id(job), by=user()))
     if progress.finished:
-        say(f"job {job} was already finished", err=True)
+        say(f"job {progress.id} was already finished", err=True)
     else:
-        say(f"job {job}: cancelled after {progress.done:,} of {progress.total:,} results", err=True)
+        say(f"job {progress.id}: cancelled after {progress.done:,} of {progress.total:,} results", err=True)
 
 
 @main.command()
@@ -148,7 +148,7 @@ def _writing(output: OutputFile | None) -> Iterator[TextIO]:
         yield file
 
 
-for _command in [submit, status, index, batches, *COMMANDS, *pause_commands.COMMANDS, tenants, edge]:
+for _command in [submit, status, index, batches, *COMMANDS, *pause_commands.COMMANDS, audit, tenants, edge]:
     main.add_command(_command)
 
 if __name__ == "__main__":

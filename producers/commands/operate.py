@@ -9,11 +9,12 @@ import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from producers.wire.command_line import ROWS, say
+from producers.wire.command_line import ROWS, say, user
 
 if TYPE_CHECKING:
     from producers.wire.connection import Connection
@@ -141,9 +142,12 @@ def replay(ctx: click.Context, job: str | None, *, error_kind: str | None, every
         began_at = store.now()
         if job is not None:
             job = store.job_id(job)  # a misspelt id raises, instead of replaying nothing
-        while (portion := store.dead_letters.replay(job=job, error_kind=error_kind, failed_before=began_at)).envelopes:
+        again = partial(store.dead_letters.replay, job=job, error_kind=error_kind, failed_before=began_at)
+        portion = again(by=user())  # the audit log has one entry
+        while portion.envelopes:
             envelopes += portion.envelopes
             results += portion.results
+            portion = again()
     say(f"{results:,} failed results of {envelopes:,} envelopes queued again")
 
 
@@ -174,7 +178,7 @@ def purge(*, older_than_s: float | None, inputs_only: bool, vacuum: bool, yes: b
         if not yes and sys.stdin.isatty() and (due := store.retention.due(before)):
             what = "the inputs" if inputs_only else "all inputs and results"
             click.confirm(f"Delete {what} of {due:,} finished jobs?", abort=True)
-        gone = store.retention.purge(finished_before=before, keep_results=inputs_only)
+        gone = store.retention.purge(finished_before=before, keep_results=inputs_only, by=user())
         blobs = Blobs(connection.blobs).sweep(store.retention.with_inputs)
         files = _sweep_files(connection, store)
         freed = store.retention.vacuum() if vacuum else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from producers.commands.operate import open_store
-from producers.wire.command_line import say
+from producers.wire.command_line import say, user
 
 if TYPE_CHECKING:
     from producers.wire.catalogue import Catalogue
@@ -49,7 +49,7 @@ def pause(kind: PauseKind | None, name: str | None, *, reason: str, as_json: boo
         raise click.UsageError(f"name the {kind}, as in `argosy pause {kind} NAME`")
     with open_store() as store:
         check_name(kind, name, Connection().catalogue, store)
-        new = store.pauses.pause(kind, name, reason)
+        new = store.pauses.pause(kind, name, reason, by=user())
     say(f"{kind} {name!r} is paused" if new else f"{kind} {name!r} was already paused", err=True)
 
 
@@ -63,7 +63,7 @@ def resume(kind: PauseKind, name: str) -> None:
     argosy resume model text
     """
     with open_store() as store:
-        ended = store.pauses.resume(kind, name)
+        ended = store.pauses.resume(kind, name, by=user())
         paused = [f"{one.kind} {one.name}" for one in store.pauses.every()]
     if not ended:
         raise click.UsageError(f"{kind} {name!r} is not paused; paused: {', '.join(paused) or 'nothing'}")

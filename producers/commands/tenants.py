@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from producers.commands.operate import open_store
-from producers.wire.command_line import Finite
+from producers.wire.command_line import Finite, user
 
 
 @click.group()
@@ -65,7 +65,7 @@ def configure(name: str, *, weight: float | None, max_items_per_s: float | None,
             tenant = replace(tenant, max_items_per_s=max_items_per_s or None)
         if max_in_flight is not None:
             tenant = replace(tenant, max_in_flight=max_in_flight or None)
-        store.tenants.configure(tenant)
+        store.tenants.configure(tenant, by=user())
 
 
 @tenants.command()
@@ -81,4 +81,4 @@ def remove(name: str) -> None:
         known = {tenant.name: tenant for tenant in store.tenants.every()}
         if name not in known:
             raise click.UsageError(f"no tenant {name!r}; known tenants: {', '.join(map(repr, known))}")
-        store.tenants.configure(Tenant(name=name, lane=known[name].lane))
+        store.tenants.configure(Tenant(name=name, lane=known[name].lane), by=user())

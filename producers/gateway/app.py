@@ -20,7 +20,18 @@ from producers.gateway.gateway import Gateway, check_query
 from producers.gateway.guard import REQUEST_ID, Guard
 from producers.gateway.openai import embeddings
 from producers.gateway.openai.batch_duty import BatchDuty
-from producers.gateway.routes import browsing, items, jobs, operations, page, pausing, result_downloads, streams
+from producers.gateway.routes import (
+    administration,
+    browsing,
+    history,
+    items,
+    jobs,
+    operations,
+    page,
+    pausing,
+    result_downloads,
+    streams,
+)
 from producers.gateway.settings import GatewaySettings
 
 ABOUT = """An Argosy fleet over HTTP. Send `Authorization: Bearer KEY`. Errors are `application/problem+json`;
@@ -35,6 +46,8 @@ ROUTERS = (
     streams.router,
     operations.router,
     pausing.router,
+    administration.router,
+    history.router,
 )
 
 

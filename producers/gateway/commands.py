@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producers.commands.operate import Duration
-from producers.wire.command_line import Finite, say
+from producers.wire.command_line import Finite, say, user
 
 if TYPE_CHECKING:
-    from results_store.gateway.api_keys import ApiKey
+    from results_store.gateway.api_keys import ApiKey, Role
     from results_store.store import Store
 
 MIB = 2**20
+
+#: As `Role`; importing the store would slow the start of every command.
+ROLES = ("viewer", "member", "operator")
 
 #: The first second of the year 9999: earlier versions took an expiry that no calendar has.
 _LAST_DAY = 253_370_764_800
@@ -146,35 +149,55 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--tenant", help="Tenant that owns the key's jobs. The key sees only these. Optional with --operator.")
-@click.option("--operator", is_flag=True, help="The key sees every tenant's jobs, and the fleet.")
+@click.option("--tenant", help="Tenant that owns the key's jobs. The key sees only these. Optional with --all-tenants.")
+@click.option(
+    "--role", type=click.Choice(ROLES), default="member", show_default=True,
+    help="A viewer only reads; a member also submits, cancels and replays; an operator runs the whole fleet.",
+)  # fmt: skip
+@click.option("--all-tenants", is_flag=True, help="The key sees every tenant's jobs, and the fleet; for viewers.")
+@click.option("--operator", is_flag=True, help="The same as --role operator, which sees all tenants.")
 @click.option(
     "--expires", "expires_s", type=Duration(), help="Lifetime of the key: 12h, 90d, 52w.  [default: unlimited]"
 )
 @click.option("--rate", "rate_per_s", type=Finite(0, min_open=True), help="The most requests per second.")
-def add(name: str, *, tenant: str | None, operator: bool, expires_s: float | None, rate_per_s: float | None) -> None:
+def add(
+    name: str,
+    *,
+    tenant: str | None,
+    role: Role,
+    all_tenants: bool,
+    operator: bool,
+    expires_s: float | None,
+    rate_per_s: float | None,
+) -> None:
     """Make a key with the name NAME and print it. It is shown only once, because the store keeps only its hash.
 
     \b
     argosy gateway keys add laptop --tenant research --expires 90d
+    argosy gateway keys add wall --role viewer --all-tenants
+    argosy gateway keys add ann --role operator
     """
-    from producers.gateway.keys import new_key
-    from producers.wire.connection import checked_tenant
+    from producers.gateway.keys import checked_rights, new_key
+    from producers.wire.errors import InvalidInput
 
-    if tenant is None and not operator:
-        raise click.UsageError("--tenant: is missing; name the tenant that owns the key's jobs, or add --operator")
+    role = "operator" if operator else role
+    try:
+        owner = checked_rights(role, tenant, all_tenants=all_tenants)
+    except InvalidInput as error:
+        raise click.UsageError(f"--{error}".replace("all_tenants", "all-tenants")) from error
     now = time.time()
     expires_at = None if expires_s is None else now + expires_s
     text, key = new_key(
         name,
-        checked_tenant(tenant or ""),
-        operator=operator,
+        owner,
+        role=role,
+        all_tenants=all_tenants,
         expires_at=expires_at,
         rate_per_s=rate_per_s,
         created_at=now,
     )
     with _store() as store:
-        if not store.keys.add(key):
+        if not store.keys.add(key, by=user()):
             raise click.UsageError(f"there is already a key {name!r}; remove it first, or choose another name")
     say(text)
 
@@ -195,7 +218,7 @@ def list_() -> None:
 def remove(name: str) -> None:
     """Remove the key with the name NAME. Gateways refuse it within ten seconds; its tenant's jobs stay."""
     with _store() as store:
-        if not store.keys.remove(name):
+        if not store.keys.remove(name, by=user()):
             raise click.UsageError(f"no key {name!r}; `argosy gateway keys list` lists them")
     say(f"key {name} removed", err=True)
 
@@ -205,7 +228,7 @@ def _line(key: ApiKey) -> str:
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(min(at, _LAST_DAY)))
 
     expiry = "never expires" if key.expires_at is None else f"expires {when(key.expires_at)}"
-    role = "operator" if key.operator else "member"
+    role = "viewer of all tenants" if key.role == "viewer" and key.all_tenants else key.role
     return f"{key.name}  tenant {key.tenant!r}  {role}  created {when(key.created_at)}  {expiry}"
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 from fastapi import Depends, Request
 from pydantic import BaseModel
 
@@ -24,6 +24,8 @@ from producers.wire.errors import InvalidInput
 from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
 from results_store.records import JobFilter, JobStatus
+from results_store.sql.auditing.audit_log import Actor
+from results_store.sql.flight import RecordedDay
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ class Gateway:
         self.rates = Rates()
         self.bodies = HeldBytes(settings.max_held_bytes)
         self.activity = Activity(client.ask, client.live_nodes)
+        #: The recorded days by their number since 1970, for a minute: however many look, each is summed once.
+        self.days: TTLCache[int, RecordedDay] = TTLCache(400, 60.0)
         self.serving: Counter[str] = Counter()  # requests by key
         self.metrics = GatewayMetrics(client, self.serving, self.bodies)
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)
@@ -122,19 +126,53 @@ async def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
-async def caller_of(request: Request) -> Caller:
+class Right:
+    """The right that a route needs. Each route with a key has one as the dependency that gives it its caller."""
+
+    def __init__(self, holds: Callable[[Caller], bool], detail: str = "", remedy: str = "") -> None:
+        self.holds = holds
+        self._detail = detail
+        self._remedy = remedy
+
+    async def __call__(self, request: Request) -> Caller:
+        """Return the caller. Raises Problem if its key lacks the right."""
+        caller: Caller = request.state.caller
+        if not self.holds(caller):
+            raise Problem(403, "Forbidden", self._detail, remedy=self._remedy)
+        return caller
+
+
+_READ = Right(lambda _: True)
+_CHANGE = Right(
+    lambda caller: caller.changes, "a viewer's key only reads", "use a member's or an operator's key for changes"
+)
+_READ_ALL = Right(
+    lambda caller: caller.all_tenants,
+    "the route is for keys that see all tenants",
+    "use an operator's key, or a viewer's that was made with --all-tenants",
+)
+_OPERATE = Right(lambda caller: caller.operator, "only operators may use this route", "use an operator's key")
+
+
+async def actor_of(request: Request) -> Actor:
+    """Return the caller for the audit log, with its address: a proxy's, if it stands between."""
     caller: Caller = request.state.caller
-    return caller
-
-
-def operators_only(caller: Caller) -> None:
-    """Raise Problem unless the caller is an operator."""
-    if not caller.operator:
-        raise Problem(403, "Forbidden", "only operators may use this route", remedy="use an operator's key")
+    from_page = request.headers.get("x-requested-with") == "argosy-page"
+    return Actor(
+        name=caller.name,
+        tenant=caller.tenant,
+        key=caller.key or None,
+        source="page" if from_page else "http",
+        address=request.client.host if request.client else "",
+    )
 
 
 Here = Annotated[Gateway, Depends(gateway_of)]
-Who = Annotated[Caller, Depends(caller_of)]
+By = Annotated[Actor, Depends(actor_of)]
+Viewer = Annotated[Caller, Depends(_READ)]
+Member = Annotated[Caller, Depends(_CHANGE)]
+FleetViewer = Annotated[Caller, Depends(_READ_ALL)]
+Operator = Annotated[Caller, Depends(_OPERATE)]
 
 
 async def while_there(request: Request, awaited: Awaitable[T]) -> T:

@@ -48,7 +48,7 @@ ROOM_S = 0.25
 REQUEST_ID = "x-request-id"
 
 #: The caller if no key is required.
-ANYBODY = Caller(tenant="", operator=True)
+ANYBODY = Caller(tenant="", role="operator", all_tenants=True, name="--no-auth")
 
 
 class Stalled(Exception):

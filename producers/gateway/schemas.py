@@ -14,6 +14,7 @@ from producers.client.request import NewItem
 from producers.client.sending.submission import MOST_JOB_NAME
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import InlineBytes, PathInput, UrlInput
+from results_store.gateway.api_keys import Role
 from results_store.records import PauseKind
 
 _Value = TypeVar("_Value")
@@ -135,6 +136,7 @@ class NewOne(Asked):
     key: str | None = Field(None, description="Your own identifier, kept with the result.")
     durable: bool = Field(True, description="Store the item before accepting it. Otherwise a crash may lose it.")
     wait_s: Seconds = Field(0, ge=0, le=3600, description="Time to wait for the result, in seconds; 120 at most.")
+    webhook: Webhook = None
 
 
 class SubmissionOptions(Asked):
@@ -216,6 +218,30 @@ class NewPause(Resumption):
     """The model, task or tenant that is paused, and the reason."""
 
     reason: str = Field("", max_length=500, description="A sentence for those who wait.")
+
+
+class NewKey(Body):
+    """A new key of the gateway: its role, and its tenant or all tenants."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "laptop", "tenant": "research"}]})
+
+    name: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")
+    role: Role = Field("member", description="A viewer only reads, an operator runs the whole fleet.")
+    tenant: str | None = None
+    all_tenants: bool = Field(False, description="For viewers and operators.")
+    expires_s: Seconds | None = Field(None, gt=0, le=100 * 366 * 86400, description="Its lifetime; unlimited if null.")
+    rate_per_s: Seconds | None = Field(None, gt=0, le=MAX_COUNT, description="The most requests per second.")
+
+
+class TenantSettings(Body):
+    """A tenant's share of the fleet and its limits. Settings that are left out stay."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "acme", "weight": 3}]})
+
+    name: str = Field(description="Its name; empty for the tenant without a name.")
+    weight: Seconds | None = Field(None, ge=1e-6, le=1e6, description="Its share, against other tenants' weights.")
+    max_items_per_s: Seconds | None = Field(None, ge=0, le=MAX_COUNT, description="0: no limit.")
+    max_in_flight: int | None = Field(None, ge=0, le=10**9, description="In items; 0: no limit.")
 
 
 def input_of(value: object, field: str) -> object:

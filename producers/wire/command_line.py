@@ -25,6 +25,8 @@ from results_store.loops.log_lines import JsonLines
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from results_store.sql.auditing.audit_log import Actor
+
 GROUP = "argosy.commands"
 
 #: Wide enough for every column when the output is not a terminal, so that no identifier is cut.
@@ -36,6 +38,20 @@ FAILED, MISUSED, STOPPED = 1, 2, 130
 _NOT_INSTALLED = (
     "the commands for workers (up, worker, migrate, doctor, models) are not installed; pip install 'argosy[local]'"
 )
+
+
+def user() -> Actor:
+    """Return this machine's user, for the audit log."""
+    import getpass
+    import socket
+
+    from results_store.sql.auditing.audit_log import Actor
+
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        name = f"uid {os.getuid()}"
+    return Actor(name=name, source="command", address=socket.gethostname())
 
 
 def log_to_stderr(config: Path | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Text, and_, bindparam, delete, or_, select, update
 
 from results_store.records import DeadLetter, EnvelopeState, PostponedResult, Replayed, Result, ResultState
+from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.columns import among, clock
 from results_store.sql.database import Database, Weight
 from results_store.sql.reading import result as result_in
@@ -78,6 +79,7 @@ class DeadLetters:
         error_kind: str | None = None,
         failed_before: float | None = None,
         limit: int = 1000,
+        by: Actor | None = None,
     ) -> Replayed:
         """Put up to `limit` envelopes with failed results back into the outbox, filtered by job and kind of error.
 
@@ -87,7 +89,8 @@ class DeadLetters:
         cancelled job.
 
         To replay everything, call again until nothing is replayed, with the same `failed_before` (default: now, see
-        `Store.now`), so that items which fail again in the meantime do not repeat forever.
+        `Store.now`), so that items which fail again in the meantime do not repeat forever. Pass `by` to the first call
+        only, or the audit log has an entry for each.
         """
         failed = [FAILED, results.c.stored_at <= (clock() if failed_before is None else failed_before)]
         if job is not None:
@@ -95,7 +98,10 @@ class DeadLetters:
         if error_kind is not None:
             failed.append(results.c.error["kind"].as_string() == error_kind)
         with self._database.write(Weight.ACCEPTED) as connection:
-            return _replay(connection, and_(*failed), limit)
+            done = _replay(connection, and_(*failed), limit)
+            if done.envelopes:
+                note(connection, by, "replay", "jobs" if job is None else f"job:{job}", error=error_kind)
+            return done
 
 
 def _letter(row: dict[str, Any], failures: Sequence[Result]) -> DeadLetter:

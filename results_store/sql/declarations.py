@@ -14,6 +14,7 @@ from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from results_store.records import Declaration
+from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import declarations
 
@@ -33,7 +34,13 @@ class Declarations:
             return {row["model"]: Declaration(**row) for row in rows}
 
     def declare(
-        self, model: str, settings: dict[str, Any] | None, *, file_digest: str = "", proven: bool = False
+        self,
+        model: str,
+        settings: dict[str, Any] | None,
+        *,
+        file_digest: str = "",
+        proven: bool = False,
+        by: Actor | None = None,
     ) -> Declaration:
         """Declare settings and return the declaration. Pass `proven` if it takes back the previous declaration."""
         with self._database.write(Weight.ACCEPTED) as connection:
@@ -50,6 +57,7 @@ class Declarations:
                 connection.execute(insert(declarations).values(model=model, **values))
             else:
                 connection.execute(update(declarations).where(declarations.c.model == model).values(**values))
+            note(connection, by, "models reload", f"model:{model}", generation=values["generation"])
         return Declaration(model=model, schemas=before.schemas if before else None, **values)
 
     def schemas(self) -> dict[str, dict[str, Any]]:

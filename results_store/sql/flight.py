@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import Connection, case, func, not_, select
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, func, not_, select
 from results_store.errors import UnknownBatch
 from results_store.records import Batch, QueuedWork
 from results_store.sql import driver_statements
-from results_store.sql.columns import clock, compact_json
+from results_store.sql.columns import among, clock, compact_json
 from results_store.sql.database import Database
 from results_store.sql.result_rows import insert_new
 from results_store.sql.schema import UNFINISHED, batches, envelopes
@@ -25,6 +25,22 @@ _RECENT_S = 60.0
 _NAMES = tuple(field.name for field in fields(Batch))
 _JSON = ("heads", "priorities", "trace")
 _BRIEF = [batches.c[name] for name in _NAMES if name != "trace"]
+
+
+#: Seconds of a day.
+DAY_S = 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedDay:
+    """The sums of a day's micro-batches; `forward_s` are the seconds in forward passes of all devices together."""
+
+    batches: int
+    items: int
+    rows: int
+    tokens: int
+    padded_tokens: int
+    forward_s: float
 
 
 def record(connection: Connection, batch: Batch) -> None:
@@ -60,6 +76,23 @@ class FlightRecorder:
         if row is None:
             raise UnknownBatch(f"no batch {id_!r}; `argosy batches` lists the newest ones")
         return Batch(**row)
+
+    def passes(self, ids: Collection[str]) -> dict[str, tuple[float, float]]:
+        """Return the start (Unix seconds) and the seconds of the forward pass of these micro-batches, by id."""
+        columns = (batches.c.id, batches.c.started_at, batches.c.forward_s)
+        with self._database.read() as connection:
+            rows = connection.execute(select(*columns).where(among(connection, batches.c.id, ids)))
+            return {id_: (started_at, forward_s) for id_, started_at, forward_s in rows}
+
+    def day(self, day: int) -> RecordedDay:
+        """Return the sums of the micro-batches that began on a day of UTC, counted from 1970, by workers' clocks."""
+        names = ("items", "rows", "tokens", "padded_tokens", "forward_s")
+        sums = (func.coalesce(func.sum(batches.c[name]), 0) for name in names)
+        of_day = (batches.c.started_at >= day * DAY_S, batches.c.started_at < (day + 1) * DAY_S)
+        with self._database.read() as connection:
+            count, *found = connection.execute(select(func.count(), *sums).where(*of_day)).one()
+        whole = {name: int(value) for name, value in zip(names[:-1], found[:-1], strict=True)}
+        return RecordedDay(batches=count, **whole, forward_s=float(found[-1]))
 
     def queued_work(self) -> list[QueuedWork]:
         """Return the queued work of each model and priority, with its estimated time if known."""

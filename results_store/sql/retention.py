@@ -30,11 +30,13 @@ from sqlalchemy.sql.elements import KeyedColumnElement
 from results_store.errors import StoreError
 from results_store.records import Purged
 from results_store.sql import driver_statements
-from results_store.sql.columns import among
+from results_store.sql.auditing.audit_log import Actor, note
+from results_store.sql.columns import among, clock
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import (
     FAILED,
     HAS_TTL,
+    audit_log,
     batches,
     celery_chords,
     celery_groups,
@@ -77,7 +79,12 @@ class Retention:
         self._rows = rows
 
     def purge(
-        self, *, finished_before: float | None = None, keep_results: bool = False, now: float | None = None
+        self,
+        *,
+        finished_before: float | None = None,
+        keep_results: bool = False,
+        now: float | None = None,
+        by: Actor | None = None,
     ) -> Purged:
         """Delete finished jobs after their `ttl_s`; without a `ttl_s`, if they finished before `finished_before`.
 
@@ -91,6 +98,10 @@ class Retention:
         if now is None:
             with self._database.read() as connection:
                 now = driver_statements.store_time(connection)
+        if by is not None:
+            with self._database.write(Weight.ACCEPTED) as connection:
+                kept = {"finished_before": finished_before, "inputs_only": keep_results or None}
+                note(connection, by, "purge", "jobs", **kept)
         purge = self._purge_inputs if keep_results else self._purge_jobs
         return purge(finished_before=finished_before, now=now)
 
@@ -99,6 +110,10 @@ class Retention:
         with self._database.read() as connection:
             due = _due(finished_before, driver_statements.store_time(connection))
             return connection.execute(select(func.count()).select_from(jobs).where(due)).scalar_one()
+
+    def purge_audit(self, *, older_than_s: float) -> int:
+        """Delete the entries of the audit log of that age; return their number."""
+        return self._remove(audit_log, lambda _: audit_log.c.at < clock() - older_than_s)
 
     def vacuum(self) -> int:
         """Rebuild SQLite's file without its free pages, while all writers wait; return the bytes that it saves.

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 #: The Alembic revision that this code reads and writes; `Store.open` checks it.
-REVISION = "0018"
+REVISION = "0020"
 
 #: The oldest revision whose code works with this schema. Its processes run on, and may restart, during an upgrade.
 COMPATIBLE = "0009"
@@ -387,6 +387,25 @@ api_keys = Table(
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
     Column("rate_per_s", Double),
+    Column("role", Text),  # null in rows of older versions, which know operators and members
+    Column("all_tenants", Boolean),
+)
+
+# What operators did: see `results_store.sql.auditing.audit_log`.
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("at", Double, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("key", Text),
+    Column("address", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Json, nullable=False),
+    Index("audit_newest", "at", "id"),
 )
 
 # The owner can see a file once `stored_at` is set. Before that it is an upload in progress or an interrupted one.

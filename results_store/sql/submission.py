@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Insert, bindparam, insert, or_, select, updat
 from results_store.errors import SubmissionConflict, UnknownJob
 from results_store.records import FoundJob, JobStatus, NewEnvelope, NewJob
 from results_store.sql import driver_statements
+from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.columns import clock, given_or_clock, text
 from results_store.sql.reading import found_job, job_status
 from results_store.sql.result_rows import insert_new
@@ -71,15 +72,17 @@ def insert_envelopes(connection: Connection, new: Sequence[NewEnvelope], now: fl
     )
 
 
-def cancel_job(connection: Connection, job: str, at: float | None) -> JobStatus:
+def cancel_job(connection: Connection, job: str, at: float | None, by: Actor | None = None) -> JobStatus:
     """Set `cancelled_at` of a job that is neither finished nor cancelled. Its envelopes wait for nothing any more."""
     postponing.wake(connection, job)
-    connection.execute(
+    cancelled = connection.execute(
         update(jobs)
         .where(jobs.c.id == job, jobs.c.cancelled_at.is_(None), jobs.c.finished_at.is_(None))
         .values(cancelled_at=given_or_clock()),
         {"_now": at},
     )
+    if cancelled.rowcount:
+        note(connection, by, "cancel", f"job:{job}")
     row = connection.execute(select(jobs).where(jobs.c.id == job)).mappings().one_or_none()
     if row is None:
         raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from sqlalchemy import Connection, func, insert, select, update
 
 from results_store.records import Tenant
+from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.database import Database, Weight
 from results_store.sql.schema import jobs, tenants
 
@@ -44,7 +45,7 @@ class Tenants:
         with self._database.write(Weight.ACCEPTED) as connection:
             return _enrol(connection, name)
 
-    def configure(self, tenant: Tenant) -> Tenant:
+    def configure(self, tenant: Tenant, *, by: Actor | None = None) -> Tenant:
         """Set a tenant's weight and limits; workers and clients apply them within seconds. Its lane stays the same."""
         settings = {
             "weight": tenant.weight,
@@ -54,6 +55,7 @@ class Tenants:
         with self._database.write(Weight.ACCEPTED) as connection:
             lane = _enrol(connection, tenant.name).lane
             connection.execute(update(tenants).where(tenants.c.name == tenant.name).values(**settings))
+            note(connection, by, "tenants set", f"tenant:{tenant.name}", **settings)
         return replace(tenant, lane=lane)
 
     def in_flight(self, name: str) -> int:

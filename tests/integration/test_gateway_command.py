@@ -45,7 +45,7 @@ def test_keys_are_made_listed_and_removed(store: Store) -> None:
     key = made.stdout.strip()
     assert re.fullmatch(r"argosy-[0-9a-z]{26}-[0-9a-f]{64}", key)
     (row,) = store.keys.all()
-    assert (row.name, row.tenant, row.operator, row.rate_per_s) == ("laptop", "ours", False, 5)
+    assert (row.name, row.tenant, row.role, row.rate_per_s) == ("laptop", "ours", "member", 5)
     assert key.rpartition("-")[2] not in str(row)
 
     listed = argosy("keys", "list").stdout
@@ -55,6 +55,20 @@ def test_keys_are_made_listed_and_removed(store: Store) -> None:
     assert "is not a valid tenant name" in argosy("keys", "add", "x", "--tenant", "a b").stderr
     assert argosy("keys", "remove", "laptop").exit_code == 0
     assert "no key 'laptop'" in argosy("keys", "remove", "laptop").stderr
+
+
+def test_a_viewers_key_is_of_a_tenant_or_of_all(store: Store) -> None:
+    """Which of them is never a default: all tenants are said."""
+    assert "--tenant: is missing; name the tenant" in argosy("keys", "add", "x", "--role", "viewer").stderr
+    assert "a member has one tenant" in argosy("keys", "add", "x", "--all-tenants").stderr
+    argosy("keys", "add", "a", "--role", "viewer", "--tenant", "ours")
+    argosy("keys", "add", "b", "--role", "viewer", "--all-tenants")
+    argosy("keys", "add", "c", "--role", "operator")
+    rights = [(key.role, key.tenant, key.all_tenants) for key in store.keys.all()]
+    assert rights == [("viewer", "ours", False), ("viewer", "", True), ("operator", "", True)]
+    listed = argosy("keys", "list").stdout
+    for line in ("a  tenant 'ours'  viewer  ", "b  tenant ''  viewer of all tenants  ", "c  tenant ''  operator  "):
+        assert line in listed
 
 
 def test_an_expiry_beyond_any_calendar_is_refused_and_listed(store: Store) -> None:

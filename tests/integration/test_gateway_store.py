@@ -13,7 +13,7 @@ from results_store.sql.database import Database, Weight
 from results_store.store import Store
 from tests.integration import batches_before
 
-KEY = ApiKey(id="k1", name="laptop", tenant="ours", operator=False, secret_hash="ab", created_at=1.0)
+KEY = ApiKey(id="k1", name="laptop", tenant="ours", role="member", all_tenants=False, secret_hash="ab", created_at=1.0)
 FILE = StoredFile(id="f1", tenant="ours", name="in.jsonl", purpose="batch", created_at=1.0)
 BATCH = FileBatch(id="b1", tenant="ours", detail={"n": 1}, created_at=1.0)
 
@@ -27,8 +27,8 @@ def test_a_keys_name_is_taken_once(store: Store) -> None:
     assert store.keys.remove("laptop")
     assert not store.keys.remove("laptop")
     assert store.keys.find("k1") is None
-    assert store.keys.add(replace(KEY, id="k2", operator=True, expires_at=9.5, rate_per_s=0.5))
-    assert store.keys.all() == [replace(KEY, id="k2", operator=True, expires_at=9.5, rate_per_s=0.5)]
+    assert store.keys.add(replace(KEY, id="k2", role="viewer", all_tenants=True, expires_at=9.5, rate_per_s=0.5))
+    assert store.keys.all() == [replace(KEY, id="k2", role="viewer", all_tenants=True, expires_at=9.5, rate_per_s=0.5)]
 
 
 def test_a_file_is_there_once_it_is_whole_and_for_its_owner(store: Store) -> None:

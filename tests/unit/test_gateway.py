@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_a_key_opens_for_its_holder_only() -> None:
     def holder(header: str | None, now: float = 1.0) -> Caller:
         return asyncio.run(keyring.holder(header, now))
 
-    caller = Caller(tenant="ours", key=key.id, rate_per_s=3)
+    caller = Caller(tenant="ours", key=key.id, name="laptop", rate_per_s=3)
     assert holder(f"Bearer {text}") == holder(f"bearer  {text} ") == caller
     assert text.rpartition("-")[2] not in str(key)
     for header in (None, "", text, f"Basic {text}", f"Bearer {text}0", f"Bearer argosy-{key.id}-", "Bearer é\ud800"):
@@ -97,6 +98,14 @@ def test_a_key_opens_for_its_holder_only() -> None:
             holder(header)
     with pytest.raises(Refused, match="expired"):
         holder(f"Bearer {text}", now=50.0)
+
+
+def test_a_viewers_key_is_unknown_to_a_gateway_of_an_older_version() -> None:
+    """It knows no viewers: it would take the holder for a member."""
+    text, key = new_key("wall", "ours", role="viewer", created_at=0)
+    assert asyncio.run(Keyring(Keys(key).find).holder(f"Bearer {text}", 1.0)).role == "viewer"
+    with pytest.raises(Refused, match="not known here"):
+        asyncio.run(Keyring(Keys(replace(key, role="member")).find).holder(f"Bearer {text}", 1.0))
 
 
 def test_keys_are_remembered_for_a_moment() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from producers.wire.command_line import user
 from producers.wire.errors import ArgosyError, ConfigurationError
 from producers.wire.publisher import Publisher
 from results_store.records import Declaration
@@ -68,13 +69,13 @@ def reload(
     Raises NotTaken, BrokerUnavailable, StoreUnavailable.
     """
     digest = declared_settings.digest(file)
-    declaration = store.declarations.declare(name, declared_settings.table(chosen), file_digest=digest)
+    declaration = store.declarations.declare(name, declared_settings.table(chosen), file_digest=digest, by=user())
     try:
         failed = _followed(publisher, declaration, time.monotonic() + timeout_s, say)
     except TimeoutError as error:
         raise NotTaken(f"{error}; they will load it when they can: see `argosy models list`") from None
     if failed:
-        store.declarations.declare(name, declaration.previous, file_digest=digest, proven=True)
+        store.declarations.declare(name, declaration.previous, file_digest=digest, proven=True, by=user())
         reasons = "; ".join(f"{node}: {state.error}" for node, state in failed.items())
         raise NotTaken(f"model {name} stays unchanged on all nodes: {reasons}")
 

@@ -512,6 +512,7 @@ class Node:
     def _purge(self) -> None:
         note("purging", PURGE_LIMIT_S)
         self._store.retention.purge()
+        self._store.retention.purge_audit(older_than_s=86400 * self.settings.worker.audit_days)
         if self.settings.worker.drop_inputs:
             self._store.retention.drop_inputs_of_pipelines()
         self._blobs.sweep(self._store.retention.with_inputs)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from producers.client.request import NewItem
 from producers.client.text_streams import AsyncTextStream
 from producers.gateway.answers import Events, Json, event
-from producers.gateway.gateway import Detokenizer, Gateway, Here, Who, while_there
+from producers.gateway.gateway import Detokenizer, Gateway, Here, Member, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.openai import chat_request
 from producers.gateway.openai.endpoint_calls import (
@@ -43,7 +43,7 @@ _STREAM = {"text/event-stream": {**EVENT, "description": "With `stream`: chunks 
 
 
 @router.post("", openapi_extra=chat_request.DESCRIBED, responses=answer_of(ChatCompletion, also=_STREAM))
-async def completions(request: Request, gateway: Here, caller: Who) -> Response:
+async def completions(request: Request, gateway: Here, caller: Member) -> Response:
     """Answer a conversation: in one response, or with `stream` as events."""
     given = await json_body(request)
     call = plan(await gateway.client.catalogue(), given)

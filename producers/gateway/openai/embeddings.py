@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from producers.client.request import NewItem
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Detokenizer, Here, Who
+from producers.gateway.gateway import Detokenizer, Here, Member
 from producers.gateway.openai.endpoint_calls import Call, Names, answered, checked, output_of, task_of
 from producers.gateway.openai.openai_answers import EmbeddingList
 from producers.gateway.openai.request_bodies import described_body, json_body, read_body
@@ -56,7 +56,7 @@ _EXAMPLE = {"model": "embedding", "input": ["A fine, moving film."]}
 
 
 @router.post("", openapi_extra=described_body(EmbeddingsBody, _EXAMPLE), responses=answer_of(EmbeddingList))
-async def embeddings(request: Request, gateway: Here, caller: Who) -> Response:
+async def embeddings(request: Request, gateway: Here, caller: Member) -> Response:
     """Return a vector for each text."""
     call = plan(await gateway.client.catalogue(), await json_body(request), gateway.detokenizer)
     return Json(await answered(request, gateway, caller, call))

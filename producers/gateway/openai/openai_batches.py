@@ -11,7 +11,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who
+from producers.gateway.gateway import By, Gateway, Here, Member, Viewer
 from producers.gateway.keys import Caller
 from producers.gateway.openai import uploads
 from producers.gateway.openai.openai_answers import BatchList, BatchView, RequestCounts
@@ -65,7 +65,7 @@ _UNSERVED: Unserved = {"output_expires_after": ()}
 
 
 @router.post("", openapi_extra=described_body(NewBatch, _EXAMPLE, _UNSERVED), responses=answer_of(BatchView))
-async def create(request: Request, gateway: Here, caller: Who) -> Response:
+async def create(request: Request, gateway: Here, caller: Member) -> Response:
     """Create a batch. Errors in its file are shown in its status."""
     body = read_body(NewBatch, await json_body(request), _UNSERVED)
     file = await uploads.find(gateway, caller, body.input_file_id, "input_file_id")
@@ -89,7 +89,7 @@ async def create(request: Request, gateway: Here, caller: Who) -> Response:
 
 @router.get("", responses=answer_of(BatchList))
 async def batches(
-    gateway: Here, caller: Who, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: uploads.After = None
+    gateway: Here, caller: Viewer, limit: Annotated[int, Query(ge=1, le=100)] = 20, after: uploads.After = None
 ) -> Response:
     """List batches, newest first."""
     found = await gateway.client.ask(
@@ -99,7 +99,7 @@ async def batches(
 
 
 @router.get("/{batch}", responses=answer_of(BatchView))
-async def batch(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
+async def batch(request: Request, batch: str, gateway: Here, caller: Viewer) -> Response:
     """Return the progress of a batch."""
     found = await _find(gateway, caller, batch)
     job = await _job(gateway, found)
@@ -109,7 +109,7 @@ async def batch(request: Request, batch: str, gateway: Here, caller: Who) -> Res
 
 
 @router.post("/{batch}/cancel", responses=answer_of(BatchView))
-async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Response:
+async def cancel(request: Request, batch: str, gateway: Here, caller: Member, by: By) -> Response:
     """Cancel the requests of a batch that are not computed yet. The output file has the others."""
     found = await _find(gateway, caller, batch)
     now = time.time()
@@ -119,7 +119,7 @@ async def cancel(request: Request, batch: str, gateway: Here, caller: Who) -> Re
         raise Problem(409, "batch_finished", f"the batch is {(await _find(gateway, caller, batch)).status} already")
     job = await _job(gateway, cancelled)
     if job is not None:
-        await gateway.client.ask(lambda store: store.cancel_job(job.id))
+        await gateway.client.ask(lambda store: store.cancel_job(job.id, by=by))
     request.app.state.batches.wake()
     return Json(view(cancelled))
 

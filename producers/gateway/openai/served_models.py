@@ -6,7 +6,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Here
+from producers.gateway.gateway import Here, Viewer
 from producers.gateway.openai.openai_answers import ModelList, ModelView
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
@@ -18,7 +18,7 @@ KINDS = ("feature-extraction", "text-generation", "automatic-speech-recognition"
 
 
 @router.get("", responses=answer_of(ModelList))
-async def models(gateway: Here) -> Response:
+async def models(gateway: Here, _: Viewer) -> Response:
     """List the models. Each is a task of the fleet, by its name."""
     catalogue = await gateway.client.catalogue()
     able = [task for task in catalogue.tasks.values() if task.kind.name in KINDS]
@@ -26,7 +26,7 @@ async def models(gateway: Here) -> Response:
 
 
 @router.get("/{model}", responses=answer_of(ModelView))
-async def model(model: str, gateway: Here) -> Response:
+async def model(model: str, gateway: Here, _: Viewer) -> Response:
     """Return a model."""
     task = (await gateway.client.catalogue()).tasks.get(model)
     if task is None or task.kind.name not in KINDS:

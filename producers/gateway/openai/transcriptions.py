@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from producers.client.request import NewItem
 from producers.gateway.answers import Events, Json, event
-from producers.gateway.gateway import Here, Who
+from producers.gateway.gateway import Here, Member
 from producers.gateway.openai.endpoint_calls import Call, Names, answered, checked, output_of, task_of
 from producers.gateway.openai.openai_answers import TranscriptText, VerboseTranscript
 from producers.gateway.openai.request_bodies import check_form
@@ -71,7 +71,7 @@ _OTHER_FORMS = {
     "", dependencies=[Depends(check_form)], responses=answer_of(TranscriptText, VerboseTranscript, also=_OTHER_FORMS)
 )
 async def transcriptions(
-    request: Request, gateway: Here, caller: Who, form: Annotated[TranscriptionForm, Form(media_type=FORM)]
+    request: Request, gateway: Here, caller: Member, form: Annotated[TranscriptionForm, Form(media_type=FORM)]
 ) -> Response:
     """Return the text of an audio file."""
     check_forms(form)

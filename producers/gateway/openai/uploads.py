@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response, StreamingResponse
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who
+from producers.gateway.gateway import Gateway, Here, Member, Viewer
 from producers.gateway.keys import Caller
 from producers.gateway.openai import batch_answers
 from producers.gateway.openai.openai_answers import FileDeleted, FileList, FileView
@@ -50,7 +50,7 @@ class UploadForm(BaseModel):
 
 @router.post("", dependencies=[Depends(check_form)], responses=answer_of(FileView))
 async def upload(
-    gateway: Here, caller: Who, form: Annotated[UploadForm, Form(media_type="multipart/form-data")]
+    gateway: Here, caller: Member, form: Annotated[UploadForm, Form(media_type="multipart/form-data")]
 ) -> Response:
     """Store a file of requests for /v1/batches, with a JSON object on each line."""
     file = form.file
@@ -70,7 +70,7 @@ async def upload(
 @router.get("", responses=answer_of(FileList))
 async def files(
     gateway: Here,
-    caller: Who,
+    caller: Viewer,
     purpose: Annotated[Word | None, Query()] = None,
     limit: Limit = 1000,
     after: After = None,
@@ -86,13 +86,13 @@ async def files(
 
 
 @router.get("/{file}", responses=answer_of(FileView))
-async def file(file: str, gateway: Here, caller: Who) -> Response:
+async def file(file: str, gateway: Here, caller: Viewer) -> Response:
     """Return a file's metadata."""
     return Json(view(await find(gateway, caller, file)))
 
 
 @router.get("/{file}/content", response_class=Response, responses=_CONTENT)
-async def content(file: str, gateway: Here, caller: Who) -> Response:
+async def content(file: str, gateway: Here, caller: Viewer) -> Response:
     """Return a file's content: the upload, or a batch's responses, made from its job's results."""
     found = await find(gateway, caller, file)
     if found.bytes and await gateway.client.ask(lambda store: store.files.part(found.id, 0)) is None:
@@ -102,7 +102,7 @@ async def content(file: str, gateway: Here, caller: Who) -> Response:
 
 
 @router.delete("/{file}", responses=answer_of(FileDeleted))
-async def remove(file: str, gateway: Here, caller: Who) -> Response:
+async def remove(file: str, gateway: Here, caller: Member) -> Response:
     """Remove a file. A batch that still needs it fails."""
     found = await find(gateway, caller, file)
     await gateway.client.ask(lambda store: store.files.remove(found.id))

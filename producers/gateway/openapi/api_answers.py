@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from producers.gateway.openapi.schema_of import object_of, schema_of
-from results_store.records import Batch, Depth, JobStatus, Pause, Result
+from results_store.gateway.api_keys import ROLES, ApiKey
+from results_store.records import Batch, Depth, JobStatus, Pause, Result, Tenant
+from results_store.sql.auditing.audit_log import AuditEntry
+from results_store.sql.flight import RecordedDay
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _TIME = {"type": "number", "description": "Seconds since 1970."}
 _OBJECT = {"type": "object"}
+_FLAG = {"type": "boolean"}
 _PRIORITY = {"anyOf": [{"enum": ["interactive", "standard", "bulk"]}, {"type": "integer"}]}
 
 
@@ -46,14 +50,17 @@ RESULTS = object_of({"results": _list(RESULT)})
 ITEM = object_of({"id": _TEXT, "done": {"type": "boolean"}, "results": _list(RESULT)}, {"paused": _TEXT})
 
 KEPT_ITEM = object_of(
-    {"seq": _COUNT, "key": _or_null(_TEXT), "input": object_of({"form": _TEXT}), "results": _list(RESULT)}
+    {"seq": _COUNT, "key": _or_null(_TEXT), "input": object_of({"form": _TEXT}), "results": _list(RESULT)},
+    {"batches": _OBJECT},
 )
 KEPT_ITEMS = object_of({"items": _list(KEPT_ITEM), "next": _or_null(_COUNT)})
 
 #: The models that a job waits for.
 WAITING = object_of({"models": _list(_TEXT)} | dict.fromkeys(("unserved", "paused", "postponed"), _or_null(_TEXT)))
 
-CALLER = object_of({"tenant": _TEXT, "operator": {"type": "boolean"}, "keys": {"type": "boolean"}})
+CALLER = object_of(
+    {"tenant": _TEXT, "role": {"enum": list(ROLES)}} | dict.fromkeys(("operator", "all_tenants", "keys"), _FLAG)
+)
 TASK = object_of(dict.fromkeys(("name", "kind", "model", "input", "summary"), _TEXT) | {"params": _OBJECT})
 TASKS = object_of({"tasks": _list(TASK)})
 FAILURES = object_of({"failures": _list(RESULT)})
@@ -65,6 +72,12 @@ LETTER = object_of(
 DEAD = object_of({"dead": _list(LETTER)}, {"refused": _or_null(_list(_OBJECT))})
 REPLAYED = object_of({"envelopes": _COUNT, "results": _COUNT})
 FLEET = object_of({"at": _TIME, "depth": _list(object_of(_row(Depth))), "batches": _list(object_of(_row(Batch)))})
+HISTORY = object_of({"days": _list(object_of({"day": _TEXT, **_row(RecordedDay)}))})
+AUDIT = object_of({"entries": _list(object_of(_row(AuditEntry))), "next": _or_null(_TEXT)})
+_KEY = object_of(_row(ApiKey, "secret_hash"))
+KEYS = object_of({"keys": _list(_KEY)})
+MADE_KEY = object_of({**_KEY["properties"], "key": _TEXT})
+TENANTS = object_of({"tenants": _list(object_of({**_row(Tenant), "in_flight": _COUNT}))})
 PAUSES = object_of({"pauses": _list(object_of(_row(Pause)))})
 ACTIVITY = object_of(
     {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}

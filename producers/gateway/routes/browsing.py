@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Here, Who
+from producers.gateway.gateway import Here, Viewer
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
@@ -47,13 +47,14 @@ Seq = Annotated[int, Path(ge=0, le=MAX_COUNT, description="The item's number in 
 
 
 @router.get("/caller", tags=["operations"], responses=answer_of(api_answers.CALLER))
-async def who(gateway: Here, caller: Who) -> Response:
-    """Return the key's tenant, whether it is an operator's key, and whether this gateway requires keys."""
-    return Json({"tenant": caller.tenant, "operator": caller.operator, "keys": gateway.settings.auth})
+async def who(gateway: Here, caller: Viewer) -> Response:
+    """Return the key's tenant, its role, whether it sees all tenants, and whether this gateway requires keys."""
+    rights = {"role": caller.role, "operator": caller.operator, "all_tenants": caller.all_tenants}
+    return Json({"tenant": caller.tenant, **rights, "keys": gateway.settings.auth})
 
 
 @router.get("/jobs/{job}/waiting", responses=answer_of(api_answers.WAITING))
-async def waiting(job: str, gateway: Here, caller: Who) -> Response:
+async def waiting(job: str, gateway: Here, caller: Viewer) -> Response:
     """Return the models that unfinished items of a job wait for.
 
     `unserved` is a sentence if no live worker serves some of them; it is null otherwise, and if the broker does not
@@ -71,7 +72,7 @@ async def waiting(job: str, gateway: Here, caller: Who) -> Response:
 async def items(
     job: str,
     gateway: Here,
-    caller: Who,
+    caller: Viewer,
     limit: Annotated[int, Query(ge=1, le=200)] = 25,
     after_seq: Annotated[int, Query(ge=-1, le=MAX_COUNT)] = -1,
 ) -> Response:
@@ -99,14 +100,21 @@ async def items(
 
 
 @router.get("/jobs/{job}/items/{seq}", responses=answer_of(api_answers.KEPT_ITEM))
-async def item(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
-    """Return an item that has results, with its whole input if that is kept."""
+async def item(job: str, seq: Seq, gateway: Here, caller: Viewer) -> Response:
+    """Return an item that has results, with its whole input if that is kept.
+
+    `batches` has the start and the seconds of the forward passes that computed its results, where they are recorded.
+    """
     await gateway.job(job, caller)
 
     def read(store: Store) -> dict[str, Any] | None:
         rows = store.results_of(job, [seq])
         kept = _kept(store)
-        return _item(rows, in_full(kept, kept.of(rows).get(seq))) if rows else None
+        if not rows:
+            return None
+        ran = store.flight.passes({row.batch for row in rows if row.batch is not None})
+        passes = {id_: {"started_at": began, "forward_s": took_s} for id_, (began, took_s) in ran.items()}
+        return _item(rows, in_full(kept, kept.of(rows).get(seq))) | {"batches": passes}
 
     return Json(_there(await gateway.client.ask(read), job, seq))
 
@@ -116,7 +124,7 @@ async def item(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
-async def image(job: str, seq: Seq, gateway: Here, caller: Who) -> Response:
+async def image(job: str, seq: Seq, gateway: Here, caller: Viewer) -> Response:
     """Return the input image of an item: PNG, JPEG, GIF or WebP. 404 if the input is not an image, or is not kept."""
     await gateway.job(job, caller)
 

@@ -13,15 +13,17 @@ from starlette.responses import Response
 
 from producers.client import notices
 from producers.client.async_handles import AsyncHandle
+from producers.client.request import NewItem
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who, while_there
+from producers.gateway.gateway import Gateway, Here, Member, Viewer, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import NewOne, input_of
+from producers.gateway.routes.jobs import submit_job
+from producers.gateway.schemas import NewOne, SubmissionOptions, input_of
 from producers.gateway.views import item_view
-from producers.wire.errors import ResultTimeout
+from producers.wire.errors import InvalidInput, ResultTimeout
 from producers.wire.messages import ID
 from results_store.errors import UnknownJob
 from results_store.records import Result
@@ -41,9 +43,14 @@ WaitS = Annotated[float, Query(ge=0, le=3600, description="Time to wait for the 
 
 
 @router.post("", status_code=200, responses=_ANSWERS)
-async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> Response:
-    """Submit an item. With `wait_s`, answer with its results if they come in time; else 202 and a `Location`."""
+async def submit(request: Request, body: NewOne, gateway: Here, caller: Member) -> Response:
+    """Submit an item. With `wait_s`, answer with its results if they come in time; else 202 and a `Location`.
+
+    With `webhook`, the item is a job of its own, whose id its id begins with, and the end of this job is told.
+    """
     files = await gateway.takes_files(body.task)
+    if body.webhook is not None:
+        return await _submit_told(request, body, gateway, caller, files=files)
     handle = await gateway.client.submit(
         body.task,
         input_of(body.input, "input") if files else body.input,
@@ -61,7 +68,7 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Who) -> 
 
 
 @router.get("/{item}", responses=_ANSWERS)
-async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_s: WaitS = 0) -> Response:
+async def look(request: Request, item: ItemId, gateway: Here, caller: Viewer, wait_s: WaitS = 0) -> Response:
     """Return an item's results, after waiting for up to `wait_s`; 202 while some are missing."""
     job, seq, expected = await _known(gateway, caller, item)
     handle = gateway.kept(job, seq)
@@ -75,7 +82,7 @@ async def look(request: Request, item: ItemId, gateway: Here, caller: Who, wait_
 
 
 @router.delete("/{item}", responses=_ANSWERS)
-async def cancel(item: ItemId, gateway: Here, caller: Who) -> Response:
+async def cancel(item: ItemId, gateway: Here, caller: Member) -> Response:
     """Cancel an item that this gateway accepted recently. Computed results stay."""
     job, seq, expected = await _known(gateway, caller, item)
     handle = gateway.kept(job, seq)
@@ -88,6 +95,19 @@ async def cancel(item: ItemId, gateway: Here, caller: Who) -> Response:
         return _answer(item, rows, expected)
     await handle.cancel()
     return _answer(item, await handle.results(), expected)
+
+
+async def _submit_told(request: Request, body: NewOne, gateway: Gateway, caller: Caller, *, files: bool) -> Response:
+    """Submit an item with a webhook. The job's row is the outbox of a webhook, so the item has a job of its own."""
+    if not body.durable:
+        raise InvalidInput("webhook", "needs an item that is stored", "leave out `durable`")
+    options = SubmissionOptions(**{name: getattr(body, name) for name in ("task", "params", "deadline_s", "priority")})
+    options.webhook = body.webhook
+    item = NewItem(input_of(body.input, "input") if files else body.input, body.key, origin="input")
+    job = await submit_job(gateway, caller, options, [item])
+    expected = (await job.progress()).total
+    rows = await while_there(request, _stored(gateway, job.id, 0, expected, body.wait_s))
+    return _answer(f"{job.id}.0.{expected}", rows, expected, await _paused(gateway, job.id, rows, expected))
 
 
 async def _arrived(gateway: Gateway, handle: AsyncHandle, wait_s: float) -> Sequence[Result]:

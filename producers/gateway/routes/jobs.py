@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from producers.client.async_handles import AsyncJob
 from producers.client.request import NewItem
 from producers.gateway.answers import Json
 from producers.gateway.duties.webhook_message import check_address
-from producers.gateway.gateway import Gateway, Here, Who
+from producers.gateway.gateway import By, Gateway, Here, Member, Viewer
 from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
@@ -22,7 +23,6 @@ from producers.gateway.problems import Problem
 from producers.gateway.schemas import MOST_OPENED, LinesOptions, NewJobBody, SubmissionOptions, item_of, opened
 from producers.gateway.views import job_view, webhook_view
 from producers.wire.errors import InputTooLarge, InvalidInput
-from producers.wire.messages import is_id
 from results_store.records import JobFilter, JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
@@ -47,7 +47,7 @@ _LINES = {
 
 
 @router.post("", status_code=202, responses=_ACCEPTED)
-async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
+async def submit(body: NewJobBody, gateway: Here, caller: Member) -> Response:
     """Submit many items as one job. Answers once all items are accepted."""
     if len(body.inputs) > gateway.settings.max_items:
         raise _too_many(gateway)
@@ -58,13 +58,13 @@ async def submit(body: NewJobBody, gateway: Here, caller: Who) -> Response:
         for place, value in enumerate(body.inputs):
             yield _item(value, f"inputs[{place}]", files=files)
 
-    job = await _submit(gateway, caller, body, items())
+    job = await submit_job(gateway, caller, body, items())
     return await _accepted(job)
 
 
 @router.post("/lines", status_code=202, openapi_extra=_LINES, responses=_ACCEPTED)
 async def submit_lines(
-    request: Request, options: Annotated[LinesOptions, Query()], gateway: Here, caller: Who
+    request: Request, options: Annotated[LinesOptions, Query()], gateway: Here, caller: Member
 ) -> Response:
     """Submit a stream of JSON Lines as one job, of any length: each line is an input, or an object with `input`.
 
@@ -89,7 +89,7 @@ async def submit_lines(
         accepted[:] = [id_]
 
     try:
-        job = await _submit(gateway, caller, options.options(), items(), noting)
+        job = await submit_job(gateway, caller, options.options(), items(), noting)
     except Problem as broken:  # the body was too slow or too long
         broken.job = accepted[-1] if accepted else None
         raise
@@ -99,7 +99,7 @@ async def submit_lines(
 @router.get("", responses=answer_of(api_answers.JOBS))
 async def newest(
     gateway: Here,
-    caller: Who,
+    caller: Viewer,
     *,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     before: Before = None,
@@ -111,14 +111,14 @@ async def newest(
     `text` limits them to jobs with this text in their name, tenant or id, `having` to unfinished jobs or to jobs with
     results in a state.
     """
-    page = await gateway.jobs(caller, limit=limit, before=_place(before), text=text, having=having)
+    page = await gateway.jobs(caller, limit=limit, before=place_of(before), text=text, having=having)
     last = page[-1] if len(page) == limit else None
     after = None if last is None else f"{last.created_at!r},{last.id}"
     return Json({"jobs": [job_view(job) for job in page], "next": after})
 
 
 @router.get("/{job}", responses=answer_of(api_answers.ONE_JOB))
-async def status(job: str, gateway: Here, caller: Who) -> Response:
+async def status(job: str, gateway: Here, caller: Viewer) -> Response:
     """Return a job with its progress, and with its webhook, if it has one."""
     found = await gateway.job(job, caller)
     webhook = await gateway.client.ask(lambda store: store.webhooks.find(found.id))
@@ -126,19 +126,20 @@ async def status(job: str, gateway: Here, caller: Who) -> Response:
 
 
 @router.post("/{job}/cancel", responses=answer_of(api_answers.JOB))
-async def cancel(job: str, gateway: Here, caller: Who) -> Response:
+async def cancel(job: str, gateway: Here, caller: Member, by: By) -> Response:
     """Cancel the rest of a job. Items that are not computed yet end as `cancelled` when a worker reaches them."""
     await gateway.job(job, caller)
-    return Json(job_view(await (await gateway.client.job(job)).cancel()))
+    return Json(job_view(await gateway.client.ask(lambda store: store.cancel_job(job, by=by))))
 
 
-async def _submit(
+async def submit_job(
     gateway: Gateway,
     caller: Caller,
     options: SubmissionOptions,
     items: Iterable[object] | AsyncIterable[object],
     on_accepted: Callable[[str, int], object] | None = None,
 ) -> AsyncJob:
+    """Submit items as one job of the caller's, with its webhook. Raises InvalidInput."""
     url = options.webhook
     if url is not None:
         check_address(url, secrets=gateway.settings.webhook_secrets, private=gateway.settings.webhook_private)
@@ -215,7 +216,8 @@ def _too_many(gateway: Gateway) -> Problem:
     return Problem(413, "TooManyItems", f"more than {limit:,} items in one job", remedy="submit several jobs")
 
 
-def _place(before: str | None) -> tuple[float, str] | None:
+def place_of(before: str | None) -> tuple[float, str] | None:
+    """Return the time and id in the `next` of a page. Raises InvalidInput."""
     if before is None:
         return None
     at, _, id_ = before.partition(",")
@@ -223,6 +225,6 @@ def _place(before: str | None) -> tuple[float, str] | None:
         place = float(at), id_
     except ValueError:
         place = math.nan, id_
-    if not math.isfinite(place[0]) or not is_id(id_):
+    if not math.isfinite(place[0]) or not re.fullmatch(r"[0-9a-z]{26,32}", id_):
         raise InvalidInput("before", f"is not the `next` of a page: {before!r}")
     return place

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from producers.gateway import problems
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who, operators_only
+from producers.gateway.gateway import By, FleetViewer, Gateway, Here, Member, Viewer
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem, problem
@@ -71,14 +71,14 @@ async def readyz(request: Request, gateway: Here) -> Response:
 
 
 @router.get("/api/tasks", responses=answer_of(api_answers.TASKS))
-async def tasks(gateway: Here) -> Response:
+async def tasks(gateway: Here, _: Viewer) -> Response:
     """List the tasks with their kind, the form of their inputs, and their parameters."""
     catalogue = await gateway.client.catalogue()
     return Json({"tasks": [_task(task) for task in catalogue.tasks.values()]})
 
 
 @router.get("/api/failures", responses=answer_of(api_answers.FAILURES))
-async def failures(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
+async def failures(gateway: Here, caller: Viewer, limit: Limit = 50, job: JobFilter = None) -> Response:
     """List the newest failed results, each with its error."""
     if job is not None:
         await gateway.job(job, caller)
@@ -87,11 +87,11 @@ async def failures(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter
 
 
 @router.get("/api/dead", responses=answer_of(api_answers.DEAD))
-async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = None) -> Response:
+async def dead(gateway: Here, caller: Viewer, limit: Limit = 50, job: JobFilter = None) -> Response:
     """List the envelopes that failed after too many attempts, with their inputs and errors.
 
-    For operators without `job`, `refused` lists the messages that workers refused, and is null if the broker does not
-    answer.
+    For keys that see all tenants, and without `job`, `refused` lists the messages that workers refused. It is null if
+    the broker does not answer.
     """
     if job is not None:
         await gateway.job(job, caller)
@@ -99,13 +99,13 @@ async def dead(gateway: Here, caller: Who, limit: Limit = 50, job: JobFilter = N
         lambda store: store.dead_letters.newest(job=job, limit=limit, tenant=caller.scope)
     )
     found: dict[str, Any] = {"dead": [_letter(letter) for letter in letters]}
-    if caller.operator and job is None:
+    if caller.all_tenants and job is None:
         found["refused"] = await _refused(gateway, limit)
     return Json(found)
 
 
 @router.post("/api/replay", responses=answer_of(api_answers.REPLAYED))
-async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
+async def replay(body: Replay, gateway: Here, caller: Member, by: By) -> Response:
     """Queue failed items again: delete their failed results and compute them once more."""
     if body.job is not None:
         await gateway.job(body.job, caller)
@@ -115,7 +115,12 @@ async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
     envelopes = results = 0
     while True:
         portion: Replayed = await gateway.client.ask(
-            lambda store: store.dead_letters.replay(job=body.job, error_kind=body.error_kind, failed_before=began_at)
+            lambda store: store.dead_letters.replay(
+                job=body.job,
+                error_kind=body.error_kind,
+                failed_before=began_at,
+                by=None if envelopes else by,  # noqa: B023 - run at once; the audit log has one entry
+            )
         )
         if not portion.envelopes:
             return Json({"envelopes": envelopes, "results": results})
@@ -123,21 +128,16 @@ async def replay(body: Replay, gateway: Here, caller: Who) -> Response:
 
 
 @router.get("/api/fleet", responses=answer_of(api_answers.FLEET))
-async def fleet(gateway: Here, caller: Who, batches: Limit = 50) -> Response:
-    """Return the queued work by model and priority, and the newest micro-batches. For operators."""
-    operators_only(caller)
+async def fleet(gateway: Here, _: FleetViewer, batches: Limit = 50) -> Response:
+    """Return the queued work by model and priority, and the newest micro-batches, of all tenants."""
     depth = await gateway.client.ask(lambda store: store.depth())
     ran = await gateway.client.ask(lambda store: store.flight.recent(limit=batches))
     return Json({"at": time.time(), "depth": [asdict(one) for one in depth], "batches": [asdict(one) for one in ran]})
 
 
 @router.get("/api/activity", responses=answer_of(api_answers.ACTIVITY))
-async def activity(gateway: Here, caller: Who) -> Response:
-    """Return the queued work by priority and model, and the last minute's devices and batches.
-
-    For operators.
-    """
-    operators_only(caller)
+async def activity(gateway: Here, _: FleetViewer) -> Response:
+    """Return the queued work by priority and model, and the last minute's devices and batches, of all tenants."""
     return Json(await gateway.activity.now())
 
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from producers.commands.pause_commands import check_name
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Who, operators_only
+from producers.gateway.gateway import By, FleetViewer, Gateway, Here, Operator
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.schemas import NewPause, Resumption
@@ -18,30 +18,27 @@ router = APIRouter(prefix="/api", tags=["operations"])
 
 
 @router.get("/pauses", responses=answer_of(api_answers.PAUSES))
-async def pauses(gateway: Here, caller: Who) -> Response:
-    """List what is paused, each with the envelopes that wait for it. For operators."""
-    operators_only(caller)
+async def pauses(gateway: Here, _: FleetViewer) -> Response:
+    """List what is paused, each with the envelopes that wait for it."""
     return await _pauses(gateway)
 
 
 @router.post("/pause", responses=answer_of(api_answers.PAUSES))
-async def pause(body: NewPause, gateway: Here, caller: Who) -> Response:
+async def pause(body: NewPause, gateway: Here, _: Operator, by: By) -> Response:
     """Pause a model, a task or a tenant, and list what is paused. For operators.
 
     Nothing of it starts from now on. Submissions are accepted and wait; deadlines go on.
     """
-    operators_only(caller)
     catalogue = await gateway.client.catalogue()
     await gateway.client.ask(lambda store: check_name(body.kind, body.name, catalogue, store))
-    await gateway.client.ask(lambda store: store.pauses.pause(body.kind, body.name, body.reason))
+    await gateway.client.ask(lambda store: store.pauses.pause(body.kind, body.name, body.reason, by=by))
     return await _pauses(gateway)
 
 
 @router.post("/resume", responses=answer_of(api_answers.PAUSES))
-async def resume(body: Resumption, gateway: Here, caller: Who) -> Response:
+async def resume(body: Resumption, gateway: Here, _: Operator, by: By) -> Response:
     """End a pause, if there is one, and list what is paused. Waiting work goes on within seconds. For operators."""
-    operators_only(caller)
-    await gateway.client.ask(lambda store: store.pauses.resume(body.kind, body.name))
+    await gateway.client.ask(lambda store: store.pauses.resume(body.kind, body.name, by=by))
     return await _pauses(gateway)
 
 

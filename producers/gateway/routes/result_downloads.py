@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from starlette.responses import Response
 
-from producers.gateway.gateway import Here, Who
+from producers.gateway.gateway import Here, Viewer
 from producers.gateway.routes.browsing import IMAGE_HEADERS
 from producers.wire.result_files import media_type_of
 
@@ -23,7 +23,7 @@ Name = Annotated[str, Path(pattern=r"^[0-9a-f]{64}\.[a-z]{3,4}$", description="T
     response_class=Response,
     responses={200: {"content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}},
 )
-async def file(job: str, name: Name, gateway: Here, caller: Who) -> Response:
+async def file(job: str, name: Name, gateway: Here, caller: Viewer) -> Response:
     """Return a file that a result of the job refers to, for example by `output.image`.
 
     `{job}` and `{name}` are the last two parts of its `uri`.

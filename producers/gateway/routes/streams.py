@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from producers.client.async_handles import AsyncJob
 from producers.gateway.answers import Events, Json, JsonLines, event
-from producers.gateway.gateway import Here, Who
+from producers.gateway.gateway import Here, Viewer
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.gateway.problems import problem
@@ -30,7 +30,7 @@ SILENCE_S = 15.0
 async def results(
     job: str,
     gateway: Here,
-    caller: Who,
+    caller: Viewer,
     follow: Annotated[
         bool, Query(description="Stay connected, and send results as they come, until the job is finished.")
     ] = False,
@@ -45,7 +45,7 @@ async def results(
 async def page(
     job: str,
     gateway: Here,
-    caller: Who,
+    caller: Viewer,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     after_seq: Annotated[int, Query(ge=-1, le=MAX_COUNT)] = -1,
     after_task: Annotated[str | None, Query(max_length=MOST_NAME, pattern=r"^[^\x00]*$")] = None,
@@ -58,7 +58,7 @@ async def page(
 
 
 @router.get("/events", response_class=Events, responses={200: {"content": {"text/event-stream": {"schema": EVENT}}}})
-async def events(job: str, gateway: Here, caller: Who) -> Response:
+async def events(job: str, gateway: Here, caller: Viewer) -> Response:
     """Send a job's progress as server-sent events: `progress` whenever it changes, then `finished`.
 
     A slow reader gets only the newest state.

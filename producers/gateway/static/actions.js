@@ -1,6 +1,6 @@
 // Actions on jobs: cancel, replay. Each asks first, then reports its outcome.
 
-import { post } from "./api.js";
+import { may, post } from "./api.js";
 import { doing, report, sure } from "./dialogs.js";
 import { call, el } from "./dom.js";
 import { plural } from "./words.js";
@@ -24,7 +24,7 @@ export function cancelButton(after = () => {}) {
     node,
     update(found) {
       job = found;
-      node.hidden = job.finished || job.cancelled_at !== null;
+      node.hidden = !may.change || job.finished || job.cancelled_at !== null;
       call(node, `Cancel ${named(job)}`);
     },
   };
@@ -47,7 +47,7 @@ export function replayButton(text, kind = null, after = () => {}) {
     node,
     update(found) {
       job = found;
-      node.hidden = job.failed === 0 || job.cancelled_at !== null;
+      node.hidden = !may.change || job.failed === 0 || job.cancelled_at !== null;
       call(node, `${text}: ${kind ?? "failed items"} of ${named(job)}`);
     },
   };
@@ -55,7 +55,7 @@ export function replayButton(text, kind = null, after = () => {}) {
 
 /** A button that pauses a model. `after` is called with all pauses. */
 export function pauseButton(name, after = () => {}) {
-  const node = el("button", { type: "button", class: "small", click: () => doing(node, pause) }, "Pause");
+  const node = el("button", { type: "button", class: "small", hidden: !may.operate, click: () => doing(node, pause) }, "Pause");
   call(node, `Pause model ${name}`);
   async function pause() {
     const text = "Nothing of it starts until it is resumed; batches that run end. Submissions are accepted and wait, deadlines go on.";
@@ -68,7 +68,7 @@ export function pauseButton(name, after = () => {}) {
 
 /** A button that resumes what is paused. */
 export function resumeButton({ kind, name }, after = () => {}) {
-  const node = el("button", { type: "button", class: "small", click: () => doing(node, resume) }, "Resume");
+  const node = el("button", { type: "button", class: "small", hidden: !may.operate, click: () => doing(node, resume) }, "Resume");
   call(node, `Resume ${kind} ${name}`);
   async function resume() {
     after((await post("/api/resume", { kind, name })).pauses);

@@ -18,6 +18,9 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
+/** What the key may change, so that the page offers nothing else: the gateway refuses it anyway. */
+export const may = { change: false, operate: false };
+
 let skewS = 0;
 
 /** The gateway's clock, by its answers: this machine's clock may be wrong, and ages with it. */
@@ -27,6 +30,7 @@ async function request(path, options = {}) {
   const headers = new Headers(options.headers);
   const sent = key.get();
   if (sent) headers.set("Authorization", `Bearer ${sent}`);
+  headers.set("X-Requested-With", "argosy-page"); // for the audit log
   let answer;
   try {
     answer = await fetch(path.slice(1), { ...options, headers }); // relative: a proxy may serve the page under a prefix
@@ -60,6 +64,8 @@ export async function post(path, body) {
   const sent = body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   return (await request(path, { method: "POST", ...sent })).json();
 }
+
+export const remove = async (path) => (await request(path, { method: "DELETE" })).json();
 
 export function query(values) {
   const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);

@@ -102,3 +102,12 @@ export function tableOf(title, names, keyOf, make, nothing) {
   };
   return { node, show, empty };
 }
+
+/** Call `act` once no call has come for a while. */
+export function later(ms, act) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(act, ms);
+  };
+}

@@ -18,7 +18,7 @@ export function failures(root, { signal, caller }) {
   const groups = new Rows(list, (group) => `${group.job} ${group.kind}`, (group) => card(group, look, caller));
   const total = el("span", { class: "muted" });
   const empty = el("p", { class: "empty", hidden: true }, "Nothing has failed.");
-  const refused = caller.operator ? refusedMessages(signal) : null;
+  const refused = caller.all_tenants ? refusedMessages(signal) : null;
 
   async function look() {
     const found = grouped((await get(`/api/failures?limit=${NEWEST}`, { signal })).failures);
@@ -112,7 +112,7 @@ function card(group, again, caller) {
     update({ rows, status }) {
       say(name, status ? status.name || "unnamed job" : group.job);
       const items = byItem(rows);
-      say(about, [caller.operator && status?.tenant, `${plural(rows.length, "result")}, the last ${ago(rows[0].stored_at, now())}`].filter(Boolean).join(" · "));
+      say(about, [caller.all_tenants && status?.tenant, `${plural(rows.length, "result")}, the last ${ago(rows[0].stored_at, now())}`].filter(Boolean).join(" · "));
       lines.show(items.slice(0, LISTED));
       say(more, items.length > LISTED ? `and ${plural(items.length - LISTED, "item")} more` : "");
       for (const button of [cancel, replay]) {

@@ -1,8 +1,9 @@
-// The fleet, for operators: workers, queued work, device utilisation, and recent batches.
+// The fleet, for keys that see all tenants: workers, queued work, device utilisation, and recent batches.
 
 import { pauseButton, resumeButton } from "./actions.js";
 import { get, now, poll } from "./api.js";
 import { bar, histogram, spark } from "./charts.js";
+import { dayTable } from "./days.js";
 import { Rows, cell, el, say, tableOf } from "./dom.js";
 import { PATIENCE_S } from "./pace.js";
 import { ago, brief, count, duration, plural, sentence, share } from "./words.js";
@@ -126,10 +127,12 @@ function filled(sizes) {
 export function fleet(root, { signal }) {
   const pauses = pauseTable();
   const parts = [workerTable(), pauses, waitingTable(pauses.show), deviceTable(), shapes(), recentTable()];
-  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Fleet"), ...parts.map((part) => part.node));
+  const days = dayTable(signal);
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Fleet"), ...parts.map((part) => part.node), days.node);
   poll(async () => {
     const found = await activity(signal);
     parts.forEach((part) => part.update(found));
+    await days.look();
   }, EVERY_S, signal);
 }
 

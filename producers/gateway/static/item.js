@@ -5,6 +5,7 @@ import { el, say } from "./dom.js";
 import { full } from "./inputs.js";
 import { outcome } from "./outputs.js";
 import { doing } from "./dialogs.js";
+import { waterfall } from "./waterfall.js";
 import { count, duration } from "./words.js";
 
 const by = (id) => document.getElementById(id);
@@ -20,7 +21,7 @@ async function open(job, seq, name) {
   const ended = new AbortController();
   const dialog = by("item");
   say(by("item-title"), `${name}${item.key ? ` · ${item.key}` : ""}`);
-  by("item-body").replaceChildren(full(job, item, ended.signal), ...item.results.map((row) => result(row, item.input.text)));
+  by("item-body").replaceChildren(full(job, item, ended.signal), ...item.results.map((row) => result(row, item.input.text)), waterfall(item) ?? "");
   by("item-close").onclick = () => dialog.close();
   dialog.addEventListener("close", () => ended.abort(), { once: true });
   dialog.showModal();

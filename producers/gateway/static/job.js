@@ -89,7 +89,7 @@ function details(found, pace, caller) {
     ["Results a second", perS ? brief(perS) : "–"],
     ...(found.pipeline ? [["Steps", found.pipeline.steps.map((step) => step.name).join(", ")], ["Inputs", count(found.items)]] : [["Items", count(found.items)]]),
     ["Priority", String(found.priority)],
-    ...(caller.operator && found.tenant ? [["Tenant", found.tenant]] : []),
+    ...(caller.all_tenants && found.tenant ? [["Tenant", found.tenant]] : []),
     ...(found.ttl_s === null ? [] : [["Kept for", duration(found.ttl_s)]]),
   ];
 }

@@ -1,9 +1,9 @@
-// The jobs, newest first, with their progress; above them, for operators, the figures of the fleet.
+// The jobs, newest first, with their progress; above them, for keys that see all tenants, the figures of the fleet.
 
 import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll, query } from "./api.js";
 import { progress } from "./charts.js";
-import { Rows, cell, columns, el, placeLost, say, section } from "./dom.js";
+import { Rows, cell, columns, el, later, placeLost, say, section } from "./dom.js";
 import { activity, overview } from "./fleet.js";
 import { Pace, stall } from "./pace.js";
 import { ago, brief, count, duration, moment, plural } from "./words.js";
@@ -14,7 +14,7 @@ const NO_JOBS = ["No jobs yet. Submit some: ", el("code", {}, "argosy submit rev
 const EVERY_S = 2;
 
 export function jobs(root, { signal, caller }) {
-  const fleet = caller.operator ? overview() : null;
+  const fleet = caller.all_tenants ? overview() : null;
   const table = el("table", { class: "jobs" }, columns("Job", "Priority", "Progress", "State", "Submitted", ""));
   const body = table.appendChild(el("tbody"));
   const rows = new Rows(body, (job) => job.id, (job) => row(job, caller));
@@ -61,15 +61,6 @@ export function jobs(root, { signal, caller }) {
   if (fleet) poll(async () => fleet.update(await activity(signal)), EVERY_S, signal);
 }
 
-/** Call `act` once no call has come for a while. */
-function later(ms, act) {
-  let timer = 0;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(act, ms);
-  };
-}
-
 /** The row of a job. */
 function row(first, caller) {
   const name = el("a", { class: "job-name", href: `#/jobs/${encodeURIComponent(first.id)}` });
@@ -85,7 +76,7 @@ function row(first, caller) {
   function update(job) {
     say(name, job.name || "unnamed job");
     const items = job.pipeline ? `${plural(job.items, "input")}, ${plural(job.pipeline.steps.length, "step")}` : plural(job.items, "item");
-    say(about, [caller.operator && job.tenant, items, job.id].filter(Boolean).join(" · "));
+    say(about, [caller.all_tenants && job.tenant, items, job.id].filter(Boolean).join(" · "));
     bar.update(job);
     const others = ["failed", "cancelled", "expired"].filter((end) => job[end]).map((end) => `${count(job[end])} ${end}`);
     say(counts, [`${count(job.done)} of ${plural(job.total, "result")}`, ...others].join(", "));

@@ -1,24 +1,36 @@
 // The page: the view for the address, the key, the colours. A view is a function that fills the content and stops when
 // its signal aborts.
 
-import { Refusal, backOffS, get, key, poll } from "./api.js";
+import { Refusal, backOffS, get, key, may, poll } from "./api.js";
+import { audit } from "./audit.js";
 import { report } from "./dialogs.js";
 import { el, say } from "./dom.js";
 import { failures } from "./failures.js";
 import { activity, fleet } from "./fleet.js";
 import { job } from "./job.js";
 import { jobs } from "./jobs.js";
+import { models } from "./models.js";
+import { tenants } from "./tenants.js";
+import { attempt } from "./try.js";
 import { visible } from "./words.js";
 
 const by = (id) => document.getElementById(id);
 const WORKERS_EVERY_S = 5;
 const THEMES = ["system", "light", "dark"];
+/** The views: their address, their name, the link that leads to them, and the right that they need. */
 const VIEWS = [
-  [/^#\/jobs\/([0-9A-Za-z]+)$/, job, "Job"],
-  [/^#\/fleet$/, fleet, "Fleet"],
-  [/^#\/failures$/, failures, "Failures"],
-  [/^/, jobs, "Jobs"],
+  [/^#\/jobs\/([0-9A-Za-z]+)$/, job, "Job", "jobs"],
+  [/^#\/fleet$/, fleet, "Fleet", "fleet", "all-tenants"],
+  [/^#\/failures$/, failures, "Failures", "failures"],
+  [/^#\/models$/, models, "Models", "models"],
+  [/^#\/try(?:\/([^/]+))?$/, attempt, "Try", "try", "change"],
+  [/^#\/tenants$/, tenants, "Tenants", "tenants", "all-tenants"],
+  [/^#\/audit$/, audit, "Audit", "audit", "all-tenants"],
+  [/^/, jobs, "Jobs", "jobs"],
 ];
+
+/** Whether the key has a right that a view or a link needs. */
+const has = (right) => right === undefined || (right === "change" ? may.change : caller.all_tenants);
 
 let shown = new AbortController();
 let caller = null;
@@ -31,6 +43,7 @@ async function show(focus) {
   const own = (shown = new AbortController());
   try {
     caller ??= await get("/api/caller");
+    Object.assign(may, { change: caller.role !== "viewer", operate: caller.operator });
     failed = 0;
   } catch (error) {
     if (error.status !== 401) tellLater(own.signal, error);
@@ -38,15 +51,15 @@ async function show(focus) {
   }
   if (own.signal.aborted) return;
   header();
-  const [pattern, view, name] = VIEWS.find(([pattern]) => pattern.test(hash));
+  const [pattern, view, name, section, right] = VIEWS.find(([pattern]) => pattern.test(hash));
   document.title = `${name} · Argosy`;
   for (const link of document.querySelectorAll("nav a")) {
-    const here = link.hash === `#/${view.name === "job" ? "jobs" : view.name}`;
+    const here = link.hash === `#/${section}`;
     if (here) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  if (view === fleet && !caller.operator) return location.replace("#/jobs");
-  if (caller.operator) poll(() => activity(own.signal), WORKERS_EVERY_S, own.signal);
+  if (!has(right)) return location.replace("#/jobs");
+  if (caller.all_tenants) poll(() => activity(own.signal), WORKERS_EVERY_S, own.signal);
   const root = el("div", { class: "view" });
   by("main").replaceChildren(root);
   try {
@@ -66,9 +79,9 @@ function tellLater(signal, error) {
 }
 
 function header() {
-  by("to-fleet").hidden = !caller.operator;
+  for (const link of document.querySelectorAll("nav a[data-for]")) link.hidden = !has(link.dataset.for);
   by("forget").hidden = !(caller.keys && key.get());
-  const role = caller.operator ? "operator" : "";
+  const role = caller.role === "member" ? "" : caller.role;
   say(by("whose"), [caller.tenant, role].filter(Boolean).join(" · "));
 }
 

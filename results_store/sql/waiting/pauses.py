@@ -10,6 +10,7 @@ from typing import Any, get_args
 from sqlalchemy import Connection, delete, exists, func, literal, or_, select
 
 from results_store.records import Pause, PauseKind
+from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.columns import clock, text
 from results_store.sql.database import Database, Weight
 from results_store.sql.result_rows import insert_new
@@ -47,18 +48,24 @@ class Pauses:
             rows = connection.execute(select(pauses).where(any_).order_by(pauses.c.subject)).mappings()
             return [_pause(row["subject"], row["reason"], row["paused_at"], {}) for row in rows]
 
-    def pause(self, kind: PauseKind, name: str, reason: str = "") -> bool:
+    def pause(self, kind: PauseKind, name: str, reason: str = "", *, by: Actor | None = None) -> bool:
         """Pause a model, task or tenant. Return whether it was not paused before; the first reason stays."""
         with self._database.write(Weight.ACCEPTED) as connection:
             values = {"subject": subject(kind, name), "reason": text(reason), "paused_at": clock()}
             new = insert_new(connection, pauses).values(values).returning(pauses.c.subject)
-            return connection.execute(new).first() is not None
+            if connection.execute(new).first() is None:
+                return False
+            note(connection, by, "pause", subject(kind, name), reason=reason or None)
+            return True
 
-    def resume(self, kind: PauseKind, name: str) -> bool:
+    def resume(self, kind: PauseKind, name: str, *, by: Actor | None = None) -> bool:
         """End a pause. Return whether there was one. Reconcilers publish what waited, within seconds."""
         with self._database.write(Weight.ACCEPTED) as connection:
             gone = delete(pauses).where(pauses.c.subject == subject(kind, name))
-            return connection.execute(gone).rowcount > 0
+            if not connection.execute(gone).rowcount:
+                return False
+            note(connection, by, "resume", subject(kind, name))
+            return True
 
 
 def subject(kind: PauseKind, name: str) -> str:
