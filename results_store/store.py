@@ -1,8 +1,8 @@
 """The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
-Other tables have their own objects, which are attributes of `Store`: `tenants`, `pauses`, `flight` (the micro-batches),
-`figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files`,
-`file_batches` and `webhooks`, and a site's `edge`.
+Other tables have their own objects, which are attributes of `Store`: `tenants`, `pauses`, `schedules`, `flight` (the
+micro-batches), `figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`,
+`files`, `file_batches` and `webhooks`, and a site's `edge`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from results_store.sql.pipelines import Follow
 from results_store.sql.retention import Retention
 from results_store.sql.tenants import Tenants
 from results_store.sql.waiting.pauses import Pauses
+from results_store.sql.waiting.schedules import Schedules
 
 
 class Store:
@@ -69,6 +70,7 @@ class Store:
         self.declarations = Declarations(self._database)
         self.tenants = Tenants(self._database)
         self.pauses = Pauses(self._database)
+        self.schedules = Schedules(self._database)
         self.flight = FlightRecorder(self._database)
         self.figures = FleetFigures(self._database)
         self.dead_letters = DeadLetters(self._database)

@@ -45,6 +45,7 @@ from results_store.sql.schema import (
     purged_jobs,
     result_chunks,
     results,
+    schedule_runs,
     webhooks,
 )
 
@@ -153,6 +154,7 @@ class Retention:
         found = replace(swept, jobs=gone, results=swept.results + strays)
         if finished_before is None:
             return found
+        self._remove(schedule_runs, lambda _: schedule_runs.c.ended_at < finished_before)
         return replace(
             found,
             batches=self._remove(batches, lambda _: batches.c.started_at < finished_before),
