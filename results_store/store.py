@@ -1,8 +1,8 @@
 """The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
 Other tables have their own objects, which are attributes of `Store`: `tenants`, `pauses`, `schedules`, `flight` (the
-micro-batches), `figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`,
-`files`, `file_batches` and `webhooks`, and a site's `edge`.
+micro-batches), `figures` (for metrics), `dead_letters`, `retention`, `cached_results`, `declarations` (of models), the
+gateway's `keys`, `files`, `file_batches` and `webhooks`, and a site's `edge`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import delivery, driver_statements, reading, submission
+from results_store.sql.caching.cached_results import CachedResults
 from results_store.sql.chunks import stored_results
 from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.dead_letters import DeadLetters
@@ -75,6 +76,7 @@ class Store:
         self.figures = FleetFigures(self._database)
         self.dead_letters = DeadLetters(self._database)
         self.retention = Retention(self._database)
+        self.cached_results = CachedResults(self._database)
         self.edge = EdgeSpool(self._database)
 
     def __repr__(self) -> str:
@@ -170,6 +172,11 @@ class Store:
         """Cancel the uncomputed items: claims of their envelopes return CANCELLED from now on. Raises UnknownJob."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at)
+
+    def prioritize_job(self, job: str, priority: int) -> int:
+        """Move a job's envelopes that no worker holds to another priority; return their number. Raises UnknownJob."""
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return submission.prioritize_job(connection, job, priority)
 
     # --- reading ---
 

@@ -36,6 +36,7 @@ from results_store.sql.schema import (
     FAILED,
     HAS_TTL,
     batches,
+    cached_results,
     celery_chords,
     celery_groups,
     celery_tasks,
@@ -166,6 +167,7 @@ class Retention:
         removed = 0
         for page in self._pages(_due(finished_before, now)):
             removed += self._remove(payloads, _inputs_of(page))
+            self._remove(cached_results, _of(cached_results.c.job, page))  # whose digests tell of the inputs
         return Purged(payloads=removed)
 
     def _hide(self, due: ColumnElement[bool], now: float) -> int:
@@ -194,6 +196,7 @@ class Retention:
             inputs += self._remove(payloads, _inputs_of(hidden))
             owned += self._remove(envelopes, _of(envelopes.c.job, hidden))
             answers += self._remove(results, _of(results.c.job, hidden)) + self._remove_chunks(hidden)
+            self._remove(cached_results, _of(cached_results.c.job, hidden))
             with self._database.write(Weight.NOTE) as connection:
                 connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
 

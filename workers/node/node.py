@@ -361,6 +361,7 @@ class Node:
             calls=ClassCalls(self.settings.worker.batch_timeout_s),
             decoders=self.decoders,
             retries=self.settings.retry,
+            cache=self.settings.result_cache,
             paused=lambda: self._paused.subjects,
         )
 
@@ -480,6 +481,7 @@ class Node:
         self._store.retention.purge()
         if self.settings.worker.drop_inputs:
             self._store.retention.drop_inputs_of_pipelines()
+        self._store.cached_results.forget(keep_s=self.settings.result_cache.keep_s)
         self._blobs.sweep(self._store.retention.with_inputs)
         if self._files:
             self._files.sweep(self._store.retention.existing)

@@ -19,7 +19,15 @@ from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import MOST_OPENED, LinesOptions, NewJobBody, SubmissionOptions, item_of, opened
+from producers.gateway.schemas import (
+    MOST_OPENED,
+    LinesOptions,
+    NewJobBody,
+    NewPriority,
+    SubmissionOptions,
+    item_of,
+    opened,
+)
 from producers.gateway.views import job_view, webhook_view
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import is_id
@@ -130,6 +138,14 @@ async def cancel(job: str, gateway: Here, caller: Who) -> Response:
     """Cancel the rest of a job. Items that are not computed yet end as `cancelled` when a worker reaches them."""
     await gateway.job(job, caller)
     return Json(job_view(await (await gateway.client.job(job)).cancel()))
+
+
+@router.post("/{job}/priority", responses=answer_of(api_answers.JOB))
+async def prioritize(job: str, body: NewPriority, gateway: Here, caller: Who) -> Response:
+    """Give a job another priority. Its items that no worker holds move to it within seconds."""
+    found = await gateway.job(job, caller)
+    await (await gateway.client.job(found.id)).prioritize(body.priority)
+    return Json(job_view(await gateway.job(job, caller)))
 
 
 async def _submit(

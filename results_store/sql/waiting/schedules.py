@@ -115,7 +115,11 @@ class Schedules:
 
     def add(self, schedule: Schedule) -> bool:
         """Add a schedule. Return False if there is another with its name."""
-        row = {"name": schedule.name, "submission": text(schedule.submission), "host": text(schedule.host)}
+        row: dict[str, Any] = {
+            "name": schedule.name,
+            "submission": text(schedule.submission),
+            "host": text(schedule.host),
+        }
         row |= {"starting_deadline_s": schedule.starting_deadline_s, "next_at": schedule.next_at}
         times = {"planned_from": clock(), "created_at": clock()}
         with self._database.write(Weight.ACCEPTED) as connection:
