@@ -251,7 +251,7 @@ def test_a_killed_process_is_followed_by_another(
     def process(*command: str) -> int:
         environment = environment_of(broker_url, store_url)
         with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as started:
-            return started.wait(60)
+            return started.wait()
 
     assert process(sys.executable, "-c", DIES) == -signal.SIGKILL
     (run,) = store.schedules.runs("s")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -35,7 +35,7 @@ from workers.batching.steady_clock import steady_time
 from workers.batching.work import Entry, Group, Interrupted, Superseded
 from workers.envelope import outcomes
 from workers.envelope.block_results import BlockRun
-from workers.envelope.cached_answers import CacheLook, ResultCache
+from workers.envelope.cached_answers import ResultCache
 from workers.envelope.derivation import Derivation
 from workers.envelope.gate import EnvelopeInterrupted, Gate
 from workers.envelope.portions import Portion, portions, reduced
@@ -90,22 +90,18 @@ class Execution(Preparation):
         envelope, bad_items = self.decode(raw, message, claimed)
         envelope = later.due(timed(prioritized(envelope, claimed), claimed))
         results: list[Result] = []
-        refused, in_chunks, cached = [*outcomes.malformed(envelope, bad_items), *later.refused], 0, 0
+        refused, in_chunks = [*outcomes.malformed(envelope, bad_items), *later.refused], 0
         may_return = claimed.verdict is Claim.WORK and not claimed.alone
         with self.gate.passing(alone=claimed.alone):
-            for whole in self.divide(envelope, claimed, refused):
-                look = self.look_up(whole.envelope, claimed)
-                portion = whole._replace(envelope=look.envelope)
+            for portion in self.look_up(self.divide(envelope, claimed, refused), claimed):
                 inputs = self.fetch_inputs(portion.envelope)
                 block = self.prepare_block(portion.envelope, inputs) if may_return and not reply else None
                 items = self.prepare(portion.envelope, inputs, block.alone if block else None)
                 items = self.batch(portion.envelope, items, inputs, partial(on_submit, may_return=may_return), block)
                 portion.results.extend(later.kept(self.finish(portion.envelope, items, inputs.turn)))
-                in_chunks += self.store(portion, claimed.verdict, items, later, block, look)
+                in_chunks += self.store(portion, claimed.verdict, items, later, block)
                 results += portion.results
-                cached += len(look.found)
-        summary = self.tell(envelope, claimed.verdict, results, in_chunks, later.number, reply=reply)
-        return summary | {"cached": cached} if cached else summary
+        return self.tell(envelope, claimed.verdict, results, in_chunks, later.number, reply=reply)
 
     def name(self, raw: object) -> Named:
         """Return the envelope that the message names. Raises InvalidMessage."""
@@ -163,9 +159,12 @@ class Execution(Preparation):
             return (Portion(reduced(envelope), [*results, *outcomes.given_up(envelope, claimed.verdict)]),)
         return (Portion(envelope, results),)
 
-    def look_up(self, envelope: Envelope, claimed: Claimed) -> CacheLook:
-        """Look up the answers of earlier jobs, and return the envelope without them. Raises StoreUnavailable."""
-        return ResultCache(settings=self.cache, offer=self.offer, store=self.database).look(envelope, claimed)
+    def look_up(self, divided: Iterable[Portion], claimed: Claimed) -> Iterator[Portion]:
+        """Yield each portion without the items that earlier jobs have answered. Raises StoreUnavailable."""
+        cache = ResultCache(settings=self.cache, offer=self.offer, store=self.database)
+        for portion in divided:
+            look = cache.look(portion.envelope, claimed)
+            yield portion._replace(envelope=look.envelope, look=look)
 
     def batch(
         self,
@@ -206,7 +205,6 @@ class Execution(Preparation):
         items: Sequence[PreparedItem],
         later: PostponedWork,
         block: BlockRun | None = None,
-        look: CacheLook | None = None,
     ) -> int:
         """Commit the portion's results, those of its block and of the cache, and with the last portion the envelope's
         end or the work that comes later.
@@ -222,7 +220,7 @@ class Execution(Preparation):
             portion.results.extend(block.results)
         chunks_made = block.chunks if block else []
         cached: Sequence[CachedResult] = ()
-        if look and (look.digests or look.found):
+        if (look := portion.look) and (look.digests or look.found):
             unpacked = block.unpacked() if block else []
             cached = look.new([*portion.results, *unpacked])
             if look.found:  # a task has a single chunk: that of the block is made anew with them
@@ -289,6 +287,8 @@ class Execution(Preparation):
             return summary | {"dead": len(results)}
         summary |= +counts
         summary |= {"postponed": postponed} if postponed else {}
+        if cached := sum(row.state is ResultState.SUCCEEDED and row.batch is None for row in results):
+            summary["cached"] = cached  # whatever was computed has its batch
         return summary | {"results": [plain(row) for row in results]} if reply else summary
 
 
