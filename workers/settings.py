@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from producers.wire.blobs import BlobSettings
-from producers.wire.catalogue import Catalogue, Limits
+from producers.wire.catalogue import Catalogue, Limits, Task
 from producers.wire.connection import AdmissionSettings, Connection, LogSettings, checked_url
 from producers.wire.edge.edge_settings import EdgeSettings, edge_settings
 from producers.wire.errors import ConfigurationError
@@ -31,6 +31,7 @@ from producers.wire.training.training_job import TRAINING
 from results_store.records import MAX_ATTEMPTS
 from workers.models.decoding.decoding_limits import LEAST_MEMORY_BYTES, LEAST_PROCESSES, DecodingLimits
 from workers.models.interface import class_lookup
+from workers.result_cache_settings import ResultCacheSettings
 from workers.retries import RetrySettings
 
 logger = logging.getLogger(__name__)
@@ -247,6 +248,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store: PlaceSettings = PlaceSettings()
     edge: EdgeSettings | None = None
     retry: RetrySettings = RetrySettings()
+    result_cache: ResultCacheSettings = ResultCacheSettings()
     log: LogSettings = LogSettings()
 
     @property
@@ -395,10 +397,23 @@ def _check(settings: Settings, where: str) -> None:
     tasks = settings.catalogue.tasks
     if unknown := [task for task in settings.retry.tasks if task not in tasks]:
         raise ConfigurationError(f"{where}: retry.tasks: no task {unknown[0]!r}; {known(unknown[0], tasks)}")
+    _check_cache(settings, tasks, where)
     for part in ("broker", "store"):
         url = getattr(settings, part).url
         if url:
             checked_url(url, part, f"{where}: {part}.url")
+
+
+def _check_cache(settings: Settings, tasks: Mapping[str, Task], where: str) -> None:
+    for name in settings.result_cache.tasks:
+        if name not in tasks:
+            raise ConfigurationError(f"{where}: result_cache.tasks: no task {name!r}; {known(name, tasks)}")
+        if tasks[name].kind.makes_files:
+            problem = f"the results of {name!r} are files, which belong to their job; leave it out"
+            raise ConfigurationError(f"{where}: result_cache.tasks: {problem}")
+    if settings.result_cache.tasks and settings.worker.drop_inputs:
+        problem = "digests of inputs would be kept, which `drop_inputs` under [worker] forbids; choose one of the two"
+        raise ConfigurationError(f"{where}: result_cache: {problem}")
 
 
 def _warn_of_replaced(name: str, model: ModelSettings, where: str) -> None:

@@ -2,11 +2,11 @@
 
 Each function runs in the caller's transaction.
 
-Locks are always taken in the same order, so that transactions never deadlock: envelopes by id, then chunks and results
-by key, then jobs by id. A job's counters come last, because every worker needs them. Envelopes come first, so that a
-replay deletes failed results either before or after a worker's commit of the same envelope. In the middle of it, the
-commit would skip a result that is then deleted, and mark its envelope as done. The same lock lets no result be stored
-both as a row and in a chunk.
+Locks are always taken in the same order, so that transactions never deadlock: envelopes by id, then payloads, cached
+results, chunks and results by key, then jobs by id. A job's counters come last, because every worker needs them.
+Envelopes come first, so that a replay deletes failed results either before or after a worker's commit of the same
+envelope. In the middle of it, the commit would skip a result that is then deleted, and mark its envelope as done. The
+same lock lets no result be stored both as a row and in a chunk.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
+from results_store.sql.caching import cached_results
 from results_store.sql.chunks.chunk_rows import ChunkRow, numbers
 from results_store.sql.chunks.chunk_storage import StoredChunks, insert_chunks, not_in_chunks, not_in_chunks_of
 from results_store.sql.columns import CLOCK, among, as_list, cleaned, clock, given_or_clock, listed
@@ -96,6 +97,8 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     there = _lock(
         connection, {*rows, *dead, *transaction.claims, *owners, *at_work, *transaction.postponed}, transaction
     )
+    if transaction.cached:  # their inputs are locked after the envelopes
+        cached_results.keep(connection, transaction.cached)
     unbooked = not_in_chunks_of(connection, unbooked, late) if late else unbooked
     chunks = insert_chunks(connection, transaction.chunks, there.chunked, there.now) if transaction.chunks else _NONE
     booked, now = [*booked, *chunks.apart] if chunks.apart else booked, there.now
@@ -202,6 +205,7 @@ class _Row(NamedTuple):
     suspect: int | None
     due_at: float | None
     waits: str | None
+    priority: int
     cancelled_at: float | None
     now: float
     payload: bytes | None
@@ -259,7 +263,8 @@ def _claim(connection: Connection, transaction: Transaction, at: float | None) -
     dialect, worker, lease_s = connection.dialect.name, transaction.worker, transaction.lease_s
     wanted = {"_ids": as_list(connection, transaction.claims), "_now": at}
     rows = [_Row(*row) for row in driver_statements.run(connection, _claimable(dialect), wanted)]
-    claims = {row.id: _answer(row, worker, transaction.max_attempts) for row in rows}
+    asked, most = transaction.priorities, transaction.max_attempts
+    claims = {row.id: _answer(row, worker, most, asked.get(row.id, row.priority)) for row in rows}
     # A dead envelope gets no lease: if two workers commit it as dead, the second has no effect.
     taken = [id_ for id_, claimed in claims.items() if claimed.verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
@@ -273,9 +278,11 @@ def _claim(connection: Connection, transaction: Transaction, at: float | None) -
     return {id_: claims.get(id_) or Claimed(Claim.UNKNOWN) for id_ in transaction.claims}
 
 
-def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
+def _answer(row: _Row, worker: str, max_attempts: int, asked: int) -> Claimed:
     deaths = row.deaths + bool(row.leased_until)
     verdict = _verdict(row, worker, may_try=row.attempts - deaths < max_attempts)
+    if verdict is Claim.WORK and asked < row.priority:  # it was made less urgent: its turn comes in another list
+        verdict = Claim.WAITING
     alone = verdict is Claim.WORK and deaths >= ALONE_AFTER_DEATHS
     one_by_one = alone and row.suspect is not None
     payload = row.payload if verdict in (Claim.WORK, Claim.CANCELLED, Claim.DEAD) else None
@@ -289,6 +296,7 @@ def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
         one_by_one=one_by_one,
         postponed=postponing.postponed(row.waits),
         paused_tasks=postponing.task_names(row.paused_tasks),
+        priority=row.priority,
     )
 
 

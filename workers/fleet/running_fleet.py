@@ -28,6 +28,9 @@ V = TypeVar("V")
 #: Work that waits for longer, beside a fleet that does something else or nothing, makes no progress.
 PATIENCE_S = 60.0
 
+#: A run of a schedule that nobody has begun for so long.
+SCHEDULED_LATE_S = 60.0
+
 #: Clocks that differ by less are not worth a remedy.
 CLOCKS_APART_S = 5.0
 
@@ -46,6 +49,7 @@ def examine(where: Connection) -> list[Finding]:
             "envelopes": partial(_running_alone, store),
             "pauses": partial(paused, store),
             "retries": partial(_postponed, store),
+            "schedules": partial(_scheduled, store),
             "dead letters": partial(_dead, store),
             "clock": partial(_clocks, publisher, store),
         }
@@ -167,6 +171,19 @@ def _postponed(store: Store) -> Iterator[Finding]:
     """Name the work that is tried again: no problem of the fleet, but the reason for which jobs do not end."""
     if found := store.retried_work():
         yield Finding("retries", True, f"{found}; the next in {_age(found.due_at - store.now())}")
+
+
+def _scheduled(store: Store) -> Iterator[Finding]:
+    """Report schedules whose time has passed without a run, and those whose last run failed."""
+    for one in store.schedules.late(SCHEDULED_LATE_S):
+        late = _age(store.now() - (one.next_at or 0.0))
+        remedy = f"start a worker on {one.host}" if one.host else "start a worker of this version"
+        yield Finding(f"schedule {one.name}", False, f"its run is {late} late, and nobody has begun it", remedy)
+    for one in store.schedules.every():
+        for run in store.schedules.runs(one.name):
+            if run.state in ("failed", "skipped"):
+                remedy = f"submit the rows by `argosy submit`; `argosy schedule runs {one.name}` lists the runs"
+                yield Finding(f"schedule {one.name}", False, f"its last run {run.state}: {run.error}", remedy)
 
 
 def _dead(store: Store) -> Iterator[Finding]:

@@ -66,6 +66,8 @@ from workers.node.presence import TELL_EVERY_S, ModelState, NodeState
 from workers.node.reconciler import Reconciler
 from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
 from workers.node.reloading import Reloader, Version, versions
+from workers.node.scheduling.scheduled_submissions import LOOK_EVERY_S as SCHEDULES_EVERY_S
+from workers.node.scheduling.scheduled_submissions import ScheduledSubmissions, environment_of
 from workers.node.thread_turns import ThreadTurns
 from workers.node.training.training_intake import TrainingIntake
 from workers.node.training.trainings import Trainings, TrainingTimes
@@ -121,6 +123,7 @@ class Node:
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
         self._figures = WorkerFigures(slots=settings.worker.concurrency)
         self._paused = PausedWork(self._store, self._held)
+        self._scheduled = ScheduledSubmissions(self._store, environment_of(broker_url, store_url))
         self._gate = Gate()
         self._turns = ThreadTurns()
         self._following = FollowUpPublisher(self._store, self._publisher)
@@ -246,6 +249,7 @@ class Node:
         """Stop everything. Envelopes that are still held are interrupted and go back to their queue."""
         self._interrupt()  # first: a model that is loading must not delay the periodic duties' end
         self._upkeep.stop()
+        self._scheduled.stop()
         self._keep_costs()
         with suppress(BrokerUnavailable, Overloaded):
             presence.leave(self._publisher, self.name)
@@ -395,6 +399,7 @@ class Node:
             calls=ClassCalls(self.settings.worker.batch_timeout_s),
             decoders=self.decoders,
             retries=self.settings.retry,
+            cache=self.settings.result_cache,
             paused=lambda: self._paused.subjects,
         )
 
@@ -433,6 +438,7 @@ class Node:
             "presence": (TELL_EVERY_S, self._tell),
             "sharing": (EXCHANGE_EVERY_S, self._share),
             "following": (MARK_EVERY_S, self._following.mark),
+            "schedules": (SCHEDULES_EVERY_S, self._scheduled.look),
             "reconciler": (worker.reconcile_every_s, reconciler.run),
             "retention": (PURGE_EVERY_S, self._purge),
             "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),
@@ -515,6 +521,7 @@ class Node:
         self._store.retention.purge_audit(older_than_s=86400 * self.settings.worker.audit_days)
         if self.settings.worker.drop_inputs:
             self._store.retention.drop_inputs_of_pipelines()
+        self._store.cached_results.forget(keep_s=self.settings.result_cache.keep_s)
         self._blobs.sweep(self._store.retention.with_inputs)
         if self._files:
             self._files.sweep(self._store.retention.existing)
