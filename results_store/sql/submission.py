@@ -112,7 +112,7 @@ def prioritize_job(connection: Connection, job: str, priority: int, by: Actor | 
         )
     if connection.execute(update(jobs).where(jobs.c.id == job).values(priority=priority)).rowcount == 0:
         raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
-    note(connection, by, "prioritize", f"job:{job}")
+    note(connection, by, "prioritize", f"job:{job}", priority=priority)
     return len(ids)
 
 
