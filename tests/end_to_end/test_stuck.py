@@ -37,6 +37,7 @@ THREADS = (
     "following",
     "reconciler",
     "retention",
+    "schedules",
     "costs",
     "sharing",
     "watchdog",

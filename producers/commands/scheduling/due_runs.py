@@ -33,9 +33,10 @@ MOST_ATTEMPTS, FIRST_WAIT_S = 10, 5.0
 def main() -> None:
     """Submit the runs that are due here, and return when none is left."""
     threading.Thread(target=_end_with_parent, name="argosy parent", daemon=True).start()
-    log_to_stderr()
-    with one_line_errors(), Client() as client:
-        submit_due(client)
+    with one_line_errors():
+        log_to_stderr()
+        with Client() as client:
+            submit_due(client)
 
 
 def submit_due(client: Client, host: str | None = None) -> None:
