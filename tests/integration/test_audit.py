@@ -78,12 +78,12 @@ def test_a_change_whose_entry_cannot_be_written_is_not_made(store: Store) -> Non
 def test_entries_come_by_pages_and_go_after_their_time(store: Store) -> None:
     """Newest first; a text finds its action, subject, tenant or name; what any of them holds is text."""
     for number in range(5):
-        store.audit.note(ANN, "pause", f"model:{number}%")
-    store.audit.note(Actor(name="bob\x00\x1b", source="command"), "purge", "jobs", reason="x" * 900)
+        store.pauses.pause("model", f"{number}%", by=ANN)
+    store.pauses.pause("task", "look", "x" * 900, by=Actor(name="bob\x00\x1b", source="command"))
     first = store.audit.newest(limit=2)
     rest = store.audit.newest(limit=9, before=(first[-1].at, first[-1].id))
-    assert [entry.subject for entry in (*first, *rest)] == ["jobs", *(f"model:{n}%" for n in reversed(range(5)))]
-    assert [len(store.audit.newest(text=wanted)) for wanted in ("PAUSE", "3%", "ours", "bob", "%3")] == [5, 1, 5, 1, 0]
+    assert [entry.subject for entry in (*first, *rest)] == ["task:look", *(f"model:{n}%" for n in reversed(range(5)))]
+    assert [len(store.audit.newest(text=wanted)) for wanted in ("PAUSE", "3%", "ours", "bob", "%3")] == [6, 1, 5, 1, 0]
     assert len(first[0].detail["reason"]) == 500
     assert store.audit.newest(since=store.now() + 60) == []
     assert store.retention.purge_audit(older_than_s=3600) == 0
