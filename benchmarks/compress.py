@@ -99,11 +99,24 @@ class Bench:
             found = {own.step: own for own in measurement.figures()}
         return _summary(found)
 
+    @property
+    def _distillation(self) -> Distill:
+        return Distill(layers=self._layers, inner=self._inner, epochs=self._epochs)
+
+    def variant(self, name: str) -> Variant:
+        """Return the student, or a combination with it, which is made if it is not there.
+
+        Raises ConfigurationError if its network differs too much from torch.
+        """
+        original = Variant(step=ORIGINAL, model=self._teacher)
+        student = self._made("student", self._distillation, original)
+        return student if name == student.step else self._made(name, COMBINED[name], student)
+
     def _variants(self) -> Iterator[Variant]:
         """Yield the variants, those of the claims first."""
         original = Variant(step=ORIGINAL, model=self._teacher)
         yield original
-        student = self._made("student", Distill(layers=self._layers, inner=self._inner, epochs=self._epochs), original)
+        student = self._made("student", self._distillation, original)
         yield student
         for name, step in list(COMBINED.items())[-1 if self._quick else 0 :]:
             yield from self._tried(name, step, student)

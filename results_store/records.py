@@ -110,7 +110,7 @@ class Claimed(NamedTuple):
     computes this one, whatever the message holds. `deadline_at` is by the store's clock. An envelope whose workers died
     several times without an explanation is to be run `alone` in its worker, and `one_by_one` if a worker died of that.
     If earlier attempts have postponed results, only the `postponed` ones are missing. Tasks in `paused_tasks` must not
-    be started.
+    be started. `priority` is the envelope's now, which an operator may have changed.
     """
 
     verdict: Claim
@@ -122,6 +122,7 @@ class Claimed(NamedTuple):
     one_by_one: bool = False
     postponed: Sequence[PostponedResult] = ()
     paused_tasks: Sequence[str] = ()
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,6 +427,21 @@ class PendingEnvelope:
     is_cancelled: bool = False
 
 
+class CachedResult(NamedTuple):
+    """A succeeded result for later jobs. `digest` is that of tenant, model, task, parameters and input.
+
+    `job` and `envelope` have computed it.
+    """
+
+    digest: str
+    job: str
+    envelope: str
+    output: Any
+    vector: bytes | None
+    precision: str | None
+    tokens: int | None
+
+
 class Transaction(NamedTuple):
     """The results, batches, ends and claims of a worker's envelopes, for a transaction: all or nothing.
 
@@ -438,8 +454,11 @@ class Transaction(NamedTuple):
 
     Envelopes in `postponed` are not finished: they wait, without a lease, until the first of these results is due.
 
-    Envelopes in `claims` are leased to `worker` for `lease_s`, unless `max_attempts` attempts failed. With
-    `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. A time in `at`
+    Results in `cached` are kept for later jobs, unless the inputs of their envelopes are gone.
+
+    Envelopes in `claims` are leased to `worker` for `lease_s`, unless `max_attempts` attempts failed. The message of an
+    envelope in `priorities` has this priority: an envelope that has become less urgent waits for its other message.
+    With `drop_inputs`, the payloads of `done` envelopes are deleted unless one of their results failed. A time in `at`
     replaces the store's clock. The writer stores an `urgent` part before the others.
     """
 
@@ -453,7 +472,9 @@ class Transaction(NamedTuple):
     unlisted: Collection[str] = ()
     stepped: Collection[str] = ()
     postponed: Mapping[str, Postponement] = {}
+    cached: Sequence[CachedResult] = ()
     claims: Collection[str] = ()
+    priorities: Mapping[str, int] = {}
     worker: str = ""
     lease_s: float = 0.0
     max_attempts: int = MAX_ATTEMPTS

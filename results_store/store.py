@@ -1,9 +1,9 @@
 """The store: the operations of producers and workers on jobs, envelopes and results, a method each.
 
-Other tables have their own objects, which are attributes of `Store`: `tenants`, `pauses`, `flight` (the micro-batches),
-`figures` (for metrics), `dead_letters`, `retention`, `declarations` (of models), the gateway's `keys`, `files`,
-`file_batches` and `webhooks`, a site's `edge`, and the `audit` log. A method that an operator causes takes `by`, the
-`Actor` for the audit log.
+Other tables have their own objects, which are attributes of `Store`: `tenants`, `pauses`, `schedules`, `flight` (the
+micro-batches), `figures` (for metrics), `dead_letters`, `retention`, `cached_results`, `declarations` (of models), the
+gateway's `keys`, `files`, `file_batches` and `webhooks`, a site's `edge`, and the `audit` log. A method that an
+operator causes takes `by`, the `Actor` for the audit log.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from results_store.records import (
 )
 from results_store.sql import delivery, driver_statements, reading, submission
 from results_store.sql.auditing.audit_log import Actor, AuditLog
+from results_store.sql.caching.cached_results import CachedResults
 from results_store.sql.chunks import stored_results
 from results_store.sql.database import Database, Weight, open_current
 from results_store.sql.dead_letters import DeadLetters
@@ -49,6 +50,7 @@ from results_store.sql.pipelines import Follow
 from results_store.sql.retention import Retention
 from results_store.sql.tenants import Tenants
 from results_store.sql.waiting.pauses import Pauses
+from results_store.sql.waiting.schedules import Schedules
 
 
 class Store:
@@ -71,10 +73,12 @@ class Store:
         self.declarations = Declarations(self._database)
         self.tenants = Tenants(self._database)
         self.pauses = Pauses(self._database)
+        self.schedules = Schedules(self._database)
         self.flight = FlightRecorder(self._database)
         self.figures = FleetFigures(self._database)
         self.dead_letters = DeadLetters(self._database)
         self.retention = Retention(self._database)
+        self.cached_results = CachedResults(self._database)
         self.edge = EdgeSpool(self._database)
         self.audit = AuditLog(self._database)
 
@@ -171,6 +175,11 @@ class Store:
         """Cancel the uncomputed items: claims of their envelopes return CANCELLED from now on. Raises UnknownJob."""
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at, by)
+
+    def prioritize_job(self, job: str, priority: int, *, by: Actor | None = None) -> int:
+        """Move a job's envelopes that no worker holds to another priority; return their number. Raises UnknownJob."""
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return submission.prioritize_job(connection, job, priority, by)
 
     # --- reading ---
 
@@ -387,7 +396,11 @@ class Store:
         that wait for other models are taken as well. All return to the outbox as accepted now, so that no other
         reconciler takes them. Publish them, then call `mark_published`.
         """
-        with self._database.write(Weight.NOTE) as connection:
-            return delivery.take_overdue(
+        with self._database.read() as connection:
+            found = delivery.overdue(
                 connection, overdue_s=overdue_s, oldest=oldest or {}, served=served, limit=limit, now=now
             )
+        if not found.ids:
+            return []
+        with self._database.write(Weight.NOTE) as connection:
+            return delivery.take_overdue(connection, found)

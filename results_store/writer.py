@@ -125,9 +125,14 @@ class Writer:
         """
         self._settle(_Request(part))
 
-    def claim(self, envelope: str, *, urgent: bool = False) -> Claimed:
-        """Return the claim of an envelope. An envelope with work to do is leased to this worker for `lease_s`."""
-        return self._settle(_Request(Transaction(claims=(envelope,), urgent=urgent))).claims[envelope]
+    def claim(self, envelope: str, *, urgent: bool = False, priority: int | None = None) -> Claimed:
+        """Return the claim of an envelope. An envelope with work to do is leased to this worker for `lease_s`.
+
+        `priority` is that of the message.
+        """
+        priorities = {} if priority is None else {envelope: priority}
+        part = Transaction(claims=(envelope,), priorities=priorities, urgent=urgent)
+        return self._settle(_Request(part)).claims[envelope]
 
     def record(self, batch: Batch) -> None:
         """Record a batch with the next group, or at `close`, without waiting.
@@ -288,7 +293,9 @@ class Writer:
             unlisted=frozenset(id_ for part in parts for id_ in part.unlisted),
             stepped=frozenset(id_ for part in parts for id_ in part.stepped),
             postponed={id_: left for part in parts for id_, left in part.postponed.items()},
+            cached=[result for part in parts for result in part.cached],
             claims=[id_ for part in parts for id_ in part.claims],
+            priorities={id_: priority for part in parts for id_, priority in part.priorities.items()},
             worker=self._worker,
             lease_s=self._lease_s,
             max_attempts=self._max_attempts,

@@ -20,16 +20,18 @@ from typing import Any, Literal
 import msgspec
 
 from producers.wire.blobs import BlobSettings
-from producers.wire.catalogue import Catalogue, Limits
+from producers.wire.catalogue import Catalogue, Limits, Task
 from producers.wire.connection import AdmissionSettings, Connection, LogSettings, checked_url
 from producers.wire.edge.edge_settings import EdgeSettings, edge_settings
 from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import expanded, known, read_toml, typed
 from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
+from producers.wire.training.training_job import TRAINING
 from results_store.records import MAX_ATTEMPTS
 from workers.models.decoding.decoding_limits import LEAST_MEMORY_BYTES, LEAST_PROCESSES, DecodingLimits
 from workers.models.interface import class_lookup
+from workers.result_cache_settings import ResultCacheSettings
 from workers.retries import RetrySettings
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     attempts of an envelope that may end with an error before its items fail; deaths of workers do not count.
     `tune_at_start` lets a worker measure backends before
     its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the store once all
+    their results have succeeded. `trainings` are the folders of the recipes that this node trains as jobs of the fleet
+    (none named: it takes no trainings).
     their results have succeeded. Entries of the audit log are deleted after `audit_days`.
     """
 
@@ -92,6 +96,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_attempts: int = MAX_ATTEMPTS
     tune_at_start: bool = True
     drop_inputs: bool = False
+    trainings: tuple[str, ...] = ()
     audit_days: float = 365.0
 
     @property
@@ -101,6 +106,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         _ = self.memory_budget_bytes
+        if any(not folder.strip() for folder in self.trainings):
+            raise ValueError("`trainings` has an empty path; name a folder, or leave it out")
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
         if not 0 <= self.bulk_share <= 0.9:  # the rest is for aged and for more urgent items
@@ -241,6 +248,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     store: PlaceSettings = PlaceSettings()
     edge: EdgeSettings | None = None
     retry: RetrySettings = RetrySettings()
+    result_cache: ResultCacheSettings = ResultCacheSettings()
     log: LogSettings = LogSettings()
 
     @property
@@ -300,6 +308,7 @@ def _with_paths(raw: dict[str, Any], file: Path) -> dict[str, Any]:
     """Let the paths of sources, of options that are paths, and of allowed folders count from the folder of the file."""
     base = file.absolute().parent
     _let_count_from(base, raw.get("limits"), ("allowed_roots",))
+    _let_count_from(base, raw.get("worker"), ("trainings",))
     for kind in ("models", "data"):
         tables = raw.get(kind)
         for table in tables.values() if isinstance(tables, dict) else ():
@@ -378,6 +387,8 @@ def _check(settings: Settings, where: str) -> None:
             raise ConfigurationError(f"{where}: models.{name}.source: is missing")
         named[f"models.{name}.uses"] = settings.used_by(name)
         _warn_of_replaced(name, model, where)
+    if settings.worker.trainings and TRAINING in settings.models:
+        raise ConfigurationError(f"{where}: models.{TRAINING}: trainings have this name; give the model another")
     for setting, names in named.items():
         if unknown := [name for name in names if name not in settings.models]:
             raise ConfigurationError(
@@ -386,10 +397,23 @@ def _check(settings: Settings, where: str) -> None:
     tasks = settings.catalogue.tasks
     if unknown := [task for task in settings.retry.tasks if task not in tasks]:
         raise ConfigurationError(f"{where}: retry.tasks: no task {unknown[0]!r}; {known(unknown[0], tasks)}")
+    _check_cache(settings, tasks, where)
     for part in ("broker", "store"):
         url = getattr(settings, part).url
         if url:
             checked_url(url, part, f"{where}: {part}.url")
+
+
+def _check_cache(settings: Settings, tasks: Mapping[str, Task], where: str) -> None:
+    for name in settings.result_cache.tasks:
+        if name not in tasks:
+            raise ConfigurationError(f"{where}: result_cache.tasks: no task {name!r}; {known(name, tasks)}")
+        if tasks[name].kind.makes_files:
+            problem = f"the results of {name!r} are files, which belong to their job; leave it out"
+            raise ConfigurationError(f"{where}: result_cache.tasks: {problem}")
+    if settings.result_cache.tasks and settings.worker.drop_inputs:
+        problem = "digests of inputs would be kept, which `drop_inputs` under [worker] forbids; choose one of the two"
+        raise ConfigurationError(f"{where}: result_cache: {problem}")
 
 
 def _warn_of_replaced(name: str, model: ModelSettings, where: str) -> None:

@@ -55,7 +55,7 @@ class CpuSeconds:
             "node_cpu": sum(self.workers.values()),
             "broker_cpu": self.broker,
             "producer_cpu": self.producer,
-            "largest_gil": max(self.workers.values()),
+            "largest_process": max(self.workers.values()),
         }
         return {name: 1e6 * spent / items for name, spent in seconds.items()}
 

@@ -26,7 +26,6 @@ def environment(tree: Path, folder: Path) -> dict[str, str]:
         "PYTHONPATH": f"{site}:{tree.resolve()}",
         "PYTHONSAFEPATH": "1",
         "ARGOSY_CACHE": str(cache),
-        "TOKENIZERS_PARALLELISM": "false",
     }
     unwanted = ("ARGOSY_FLEET", "ARGOSY_HOME", "ARGOSY_STORE_URL", "ARGOSY_BROKER_URL", "PYTHONWARNINGS")
     return {name: value for name, value in os.environ.items() if name not in unwanted} | own

@@ -7,7 +7,9 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,14 +28,9 @@ class Texts:
     params: ClassVar = {task: {"truncation": True} for task in tasks}
 
     def made(self, count: int) -> tuple[list[str], Expected, dict[str, float]]:
-        """Return texts, their outputs, and figures of tokenising them alone, in one thread."""
-        from tokenizers import Tokenizer
-
+        """Return texts, their outputs, and figures of tokenising them alone, as the tree's workers do it."""
         texts = _mixed(count)
-        tokenizer = Tokenizer.from_file(str(self._folder() / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        encode = tokenizer.encode_batch_fast
+        encode = self._encoder()
         encode(texts[:200])
         started = time.process_time()
         encodings = encode(texts)
@@ -43,6 +40,21 @@ class Texts:
         expected = {task: answers.expected(sums, task, self._labels(task)) for task in self.tasks}
         tokens = sum(row.size for row in ids) / count
         return texts, expected, {"tokenising_us": 1e6 * spent_s / count, "tokens_per_text": tokens}
+
+    def _encoder(self) -> Callable[[list[str]], list[Any]]:
+        from tokenizers import Tokenizer
+
+        def read() -> Tokenizer:
+            tokenizer = Tokenizer.from_file(str(self._folder() / "tokenizer.json"))
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            return tokenizer
+
+        try:
+            from workers.models.huggingface.ascii_texts import AsciiTexts, encode_batch
+        except ImportError:  # an older tree
+            return read().encode_batch_fast
+        return partial(encode_batch, read(), AsciiTexts.of(read()))
 
     def _folder(self) -> Path:
         return trees.pulled(_built_in(), self.model)

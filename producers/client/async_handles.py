@@ -15,9 +15,11 @@ from producers.client import notices
 from producers.client.fleet_link import FleetLink, OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.pending_results import PendingResult, value
+from producers.client.request import parse_priority
 from producers.client.runtimes import Event, timeout_of
 from producers.client.unseen_results import BLOCK, UnseenResults, items_of
 from producers.wire.errors import ResultTimeout
+from producers.wire.messages import Priority
 from results_store.errors import StoreUnavailable
 from results_store.records import JobStatus, Result
 
@@ -225,6 +227,15 @@ class AsyncWatched(OfThisProcess):
     async def cancel(self) -> JobStatus:
         """Cancel the items that are not computed yet. They end as ``cancelled`` when their turn comes."""
         return await self._link.ask(lambda store: store.cancel_job(self.id))
+
+    async def prioritize(self, priority: Priority | str) -> int:
+        """Give the job another priority; return the number of its envelopes that move with it.
+
+        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput or
+        UnknownJob.
+        """
+        chosen = parse_priority(priority)
+        return await self._link.ask(lambda store: store.prioritize_job(self.id, int(chosen)))
 
     async def pages(self) -> AsyncIterator[list[Result]]:
         """Yield the stored results, a page at a time. Raises UnknownJob."""

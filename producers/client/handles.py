@@ -13,6 +13,7 @@ from producers.client.fleet_link import OfThisProcess
 from producers.client.group_commit import Promise
 from producers.client.pending_results import value
 from producers.client.runtimes import iterate, run
+from producers.wire.messages import Priority
 from results_store.records import JobStatus, Result
 
 __all__ = ["Handle", "Job", "Watched", "value"]
@@ -92,6 +93,14 @@ class Watched(OfThisProcess, Generic[J]):
     def cancel(self) -> JobStatus:
         """Cancel the items that are not computed yet. They end as ``cancelled`` when their turn comes."""
         return run(self._job.cancel())
+
+    def prioritize(self, priority: Priority | str) -> int:
+        """Give the job another priority; return the number of its envelopes that move with it.
+
+        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput or
+        UnknownJob.
+        """
+        return run(self._job.prioritize(priority))
 
 
 class Job(Watched[AsyncJob]):

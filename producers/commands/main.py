@@ -18,6 +18,7 @@ from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.index import index
 from producers.commands.operate import COMMANDS
 from producers.commands.output_file import OUTPUT, OutputFile
+from producers.commands.scheduling.schedule_commands import schedule
 from producers.commands.status import status
 from producers.commands.submit import submit
 from producers.commands.tenants import tenants
@@ -148,7 +149,7 @@ def _writing(output: OutputFile | None) -> Iterator[TextIO]:
         yield file
 
 
-for _command in [submit, status, index, batches, *COMMANDS, *pause_commands.COMMANDS, audit, tenants, edge]:
+for _command in [submit, status, index, batches, *COMMANDS, *pause_commands.COMMANDS, schedule, audit, tenants, edge]:
     main.add_command(_command)
 
 if __name__ == "__main__":

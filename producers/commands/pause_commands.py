@@ -1,4 +1,4 @@
-"""Pauses: `argosy pause` and `argosy resume`. They need only the store."""
+"""Work that waits: `argosy pause`, `argosy resume` and `argosy priority`. They need only the store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from producers.commands.operate import open_store
+from producers.commands.submit import PRIORITIES
 from producers.wire.command_line import say, user
 
 if TYPE_CHECKING:
@@ -107,4 +108,21 @@ def _list(*, as_json: bool) -> None:
         say("argosy: nothing is paused", err=True)
 
 
-COMMANDS = (pause, resume)
+@click.command()
+@click.argument("job")
+@click.argument("level", type=click.Choice(PRIORITIES), metavar="bulk|standard|interactive")
+def priority(job: str, level: str) -> None:
+    """Give a job another priority. What no worker holds moves to it within seconds.
+
+    \b
+    argosy priority JOB interactive
+    """
+    from producers.wire.messages import Priority
+
+    with open_store() as store:
+        job = store.job_id(job)
+        moved = store.prioritize_job(job, int(Priority[level.upper()]), by=user())
+    say(f"job {job}: {moved:,} envelopes are {level} now", err=True)
+
+
+COMMANDS = (pause, resume, priority)

@@ -6,9 +6,13 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from producers.wire.errors import ArgosyError
+from producers.wire.training.training_job import TRAINING
 
 if TYPE_CHECKING:
     from results_store.records import Result
+
+#: The setting of workers that take trainings.
+SETTING = 'worker.trainings = ["the folder of the recipes"]'
 
 #: The results of a job that are looked at for their models' revisions.
 LOOKED_AT = 100
@@ -27,6 +31,8 @@ def unserved_sentence(models: Iterable[str], served: Collection[str]) -> str | N
         return None
     if not served:
         return "no worker is running; the items wait until one is started (`argosy up`, `argosy worker`)"
+    if missing == [TRAINING]:
+        return f"no running worker takes trainings; they wait until one does: {SETTING} in its fleet.toml"
     names = ", ".join(missing)
     return f"no running worker serves {names}; the items wait until one does: name it in `models` of its fleet.toml"
 

@@ -12,6 +12,8 @@ import msgspec
 
 from producers.commands.submit_progress import watch
 from producers.wire.command_line import ROWS, console, say
+from producers.wire.errors import ArgosyError
+from producers.wire.training.training_job import TRAINING, TrainingProgress, training_progress
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -64,12 +66,16 @@ def _of_one(client: Client, job: str, *, as_json: bool) -> None:
     from producers.commands.tables import show_job
 
     found = client.status(job)
+    models = [] if found.finished else client.ask(lambda store: store.unfinished_models(job))
+    training = _training(job) if TRAINING in models else None
     if as_json:
-        _print([found])
+        _print([found], **({"training": training} if training else {}))
     else:
         show_job(found)
+        if TRAINING in models:
+            say(f"training  {training or 'waits for a node with nothing else to do'}")
     if not found.finished:
-        _tell_unserved(client.ask(lambda store: store.unfinished_models(job)))
+        _tell_unserved(models)
         _tell_paused(client.ask(lambda store: store.pauses.holding(job)))
         if postponed := client.ask(lambda store: store.retried_work(job)):
             say(f"argosy: {postponed}", err=True)
@@ -107,9 +113,9 @@ def _screen(client: Client, jobs: Sequence[JobStatus]) -> Group:
     return Group(jobs_table(jobs), *queued_lines(client.queued_work()))
 
 
-def _print(jobs: Sequence[JobStatus]) -> None:
+def _print(jobs: Sequence[JobStatus], **more: object) -> None:
     for one in jobs:
-        click.echo(msgspec.json.encode(asdict(one) | {"state": one.state}).decode())
+        click.echo(msgspec.json.encode(asdict(one) | {"state": one.state} | more).decode())
 
 
 def _tell_unserved(models: Sequence[str]) -> None:
@@ -117,6 +123,18 @@ def _tell_unserved(models: Sequence[str]) -> None:
 
     if models and (told := unserved(models)):
         say(f"argosy: {told}", err=True)
+
+
+def _training(job: str) -> TrainingProgress | None:
+    """Return what a node has told of a training; None if none has begun it, or if Redis cannot be asked."""
+    from producers.wire.connection import Connection
+    from producers.wire.publisher import as_unavailable, connect
+
+    try:
+        with connect(Connection().broker_url) as redis, as_unavailable(redis):
+            return training_progress(redis, job)
+    except ArgosyError:
+        return None
 
 
 def _tell_paused(pauses: Sequence[Pause]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,8 +28,8 @@ PRIORITIES = [priority.name.lower() for priority in Priority]
 FORMATS = ["text", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of the command line."""
+class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options that say which rows are submitted, and how."""
 
     where: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -42,11 +42,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     id_column: str | None
     send_paths: bool
     on_error: Literal["stop", "skip"]
+    tenant: str | None
+
+    @property
+    def task(self) -> str | tuple[str, ...]:
+        """The task as the client takes it."""
+        return self.tasks[0] if len(self.tasks) == 1 else self.tasks
+
+
+class Options(SourceOptions, frozen=True, kw_only=True):
+    """The options of the command line."""
+
     errors: Path | None
     idempotency_key: str | None
     again: bool
     patience_s: float | None
-    tenant: str | None
     dry_run: bool
     watch: bool
     output: OutputFile | None
@@ -54,38 +64,61 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     spreadsheet: bool
 
 
+#: The argument and the options of `SourceOptions`, for commands that submit rows.
+SOURCE_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.argument("where", nargs=-1, required=True, metavar="SOURCE..."),
+    click.option(
+        "-t", "--task", "tasks", multiple=True, required=True, help="A task to compute; repeat it for several."
+    ),
+    click.option(
+        "-f", "--format", type=click.Choice(FORMATS), help="Format of the files.  [default: by each file's name]"
+    ),
+    click.option(
+        "-p",
+        "--priority",
+        type=click.Choice(PRIORITIES),
+        default="bulk",
+        show_default=True,
+        help="Priority of the job.",
+    ),
+    click.option(
+        "--params", metavar="JSON", help="Parameters of the task, or by task if there are several. See `argosy tasks`."
+    ),
+    click.option("--name", help="Name of the job.  [default: the file's name]"),
+    click.option(
+        "--deadline", "deadline_s", type=float, metavar="SECONDS", help="Items not computed by then end as `expired`."
+    ),
+    click.option(
+        "--input-column",
+        "input_columns",
+        multiple=True,
+        metavar="NAME",
+        help="Column with the text, the path or the URL; several columns make one input with these fields.",
+    ),
+    click.option("--id-column", metavar="NAME", help="Column with each result's key; no key may occur twice."),
+    click.option(
+        "--paths", "send_paths", is_flag=True, help="Send paths, not bytes: for a folder that the workers can read."
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(["stop", "skip"]),
+        default="stop",
+        show_default=True,
+        help="On a bad row, stop or skip the row.",
+    ),
+    click.option("--tenant", metavar="NAME", help="Tenant that owns the job.  [default: ARGOSY_TENANT]"),
+)
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of `SourceOptions`."""
+    for option in reversed(SOURCE_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.argument("where", nargs=-1, required=True, metavar="SOURCE...")
-@click.option("-t", "--task", "tasks", multiple=True, required=True, help="A task to compute; repeat it for several.")
-@click.option("-f", "--format", type=click.Choice(FORMATS), help="Format of the files.  [default: by each file's name]")
-@click.option(
-    "-p", "--priority", type=click.Choice(PRIORITIES), default="bulk", show_default=True, help="Priority of the job."
-)
-@click.option(
-    "--params", metavar="JSON", help="Parameters of the task, or by task if there are several. See `argosy tasks`."
-)
-@click.option("--name", help="Name of the job.  [default: the file's name]")
-@click.option(
-    "--deadline", "deadline_s", type=float, metavar="SECONDS", help="Items not computed by then end as `expired`."
-)
-@click.option(
-    "--input-column",
-    "input_columns",
-    multiple=True,
-    metavar="NAME",
-    help="Column with the text, the path or the URL; several columns make one input with these fields.",
-)
-@click.option("--id-column", metavar="NAME", help="Column with each result's key; no key may occur twice.")
-@click.option(
-    "--paths", "send_paths", is_flag=True, help="Send paths, not bytes: for a folder that the workers can read."
-)
-@click.option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    show_default=True,
-    help="On a bad row, stop or skip the row.",
-)
+@source_options
 @click.option(
     "--errors", type=click.Path(path_type=Path, dir_okay=False), help="Write each bad row to this file, as JSON Lines."
 )
@@ -102,7 +135,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     metavar="SECONDS",
     help="Give up after SECONDS if the fleet stays full.  [default: wait without limit]",
 )
-@click.option("--tenant", metavar="NAME", help="Tenant that owns the job.  [default: ARGOSY_TENANT]")
 @click.option("--dry-run", is_flag=True, help="Check all rows and estimate the work; submit nothing.")
 @click.option("-w", "--watch", "--wait", "watch", is_flag=True, help="Show a progress bar until the job is finished.")
 @click.option(
@@ -164,7 +196,7 @@ def submit(**given: Any) -> None:
     from producers.client.client import Client
     from producers.joining import check_columns, check_output
 
-    options = Options(**{**given, "params": _json(given["params"])})
+    options = Options(**{**given, "params": json_option(given["params"])})
     named = options.output.format if options.output is not None else ""
     cells = csv_cells(named, escaped=options.spreadsheet)
     if options.output is not None:
@@ -173,7 +205,7 @@ def submit(**given: Any) -> None:
     elif options.revisions:
         raise click.UsageError("--revisions is for --output; name a file, or leave the option out")
     with Client() as client:
-        source = _source(client, options)
+        source = source_of(client, options, reread=options.output is not None)
         for option, file in (("--output", options.output), ("--errors", options.errors)):
             if file is not None and source.reads(str(file)):
                 raise click.UsageError(
@@ -195,7 +227,8 @@ def submit(**given: Any) -> None:
             say(f"follow it with `argosy status {job.id}`", err=True)
 
 
-def _source(client: Client, options: Options) -> Source:
+def source_of(client: Client, options: SourceOptions, *, reread: bool = False) -> Source:
+    """Return the rows to submit; `reread` lets standard input be read again."""
     from producers.sources import Source
 
     task = client.catalogue.task(options.tasks[0])
@@ -207,12 +240,12 @@ def _source(client: Client, options: Options) -> Source:
         key_column=options.id_column,
         send_paths=options.send_paths,
         format=options.format,
-        reread=options.output is not None,
+        reread=reread,
         declared=_declared(client, options) if task.kind.modality in ("row", "series") else {},
     )
 
 
-def _declared(client: Client, options: Options) -> Mapping[str, Any]:
+def _declared(client: Client, options: SourceOptions) -> Mapping[str, Any]:
     """Return the schema of the tasks' input, as a worker has described it in the store; empty if none has.
 
     Raises InvalidInput for tasks whose models have different columns.
@@ -234,7 +267,7 @@ def _estimated(client: Client, source: Source, options: Options) -> None:
 
     tenant = Connection().tenant if options.tenant is None else checked_tenant(options.tenant, "--tenant")
     chosen = {"priority": options.priority, "deadline_s": options.deadline_s, "params": options.params}
-    request = Request.check(client.catalogue, _task(options), **chosen)
+    request = Request.check(client.catalogue, options.task, **chosen)
     with rejecting(options.errors) as rejections:
         rows = rejections.unless_all(source.rows())
         found = counted(request, rows, skip=options.on_error == "skip", on_rejected=rejections)
@@ -261,7 +294,7 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
     with counting(source) as count, rejecting(options.errors) as rejections:
         try:
             job = client.submit_many(
-                _task(options),
+                options.task,
                 rejections.unless_all(source.rows()),
                 priority=options.priority,
                 name=options.name or Path(source.name).name or source.name,
@@ -283,11 +316,8 @@ def _submitted(client: Client, source: Source, options: Options) -> Job:
     return job
 
 
-def _task(options: Options) -> str | tuple[str, ...]:
-    return options.tasks[0] if len(options.tasks) == 1 else options.tasks
-
-
-def _json(params: str | None) -> Any:
+def json_option(params: str | None) -> Any:
+    """Return the value of `--params`. Raises UsageError."""
     if params is None:
         return None
     try:
@@ -310,7 +340,7 @@ def _write(client: Client, job: Job, source: Source, options: Options, output: O
     from producers.client.request import Request
     from producers.joining import write_joined
 
-    request = Request.check(client.catalogue, _task(options), priority=options.priority, params=options.params)
+    request = Request.check(client.catalogue, options.task, priority=options.priority, params=options.params)
     try:
         with output.placed() as path:
             rows = write_joined(source, request, job.results(), path, cells, revisions=options.revisions)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 from producers.edge import cascade
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 #: A batch has at most so many items and about so many bytes, so that a lost connection costs little.
 BATCH_ITEMS, BATCH_BYTES = 64, 1024 * 1024
+
+#: With a limit of bandwidth, a batch has at most the bytes of so many seconds, and the next one waits for them.
+PACED_S = 5.0
 
 #: Batches at the centre at the same time. While they are under way, others gather.
 MOST_SENT = 16
@@ -66,6 +70,7 @@ class Escalation:
         self._backoff = Backoff()
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._faults: Counter[str] = Counter()
+        self._closed = f"closed: items are sent from {site.settings.hours.replace('-', ' to ')}"
 
     async def run(self) -> None:
         """Send batches as items come; after a start those first that were under way."""
@@ -73,8 +78,9 @@ class Escalation:
             while True:
                 try:
                     await self._follow_all()
-                    sent = await self._send()
-                    if not sent:
+                    if not self._is_open():
+                        await asyncio.sleep(LOOK_S)
+                    elif not await self._send():
                         await heard(self._site.sends, LOOK_S)
                 except StoreUnavailable as error:
                     logger.warning("%s", error)
@@ -92,7 +98,18 @@ class Escalation:
         self._site.link_state = str(error)
         await asyncio.sleep(self._backoff.wait_s(error.retry_s))
 
+    def _is_open(self) -> bool:
+        """Return whether items may be sent at this time of the day."""
+        if not self._site.settings.sends_at(datetime.now(UTC).astimezone().time()):
+            self._site.link_state = self._closed
+            return False
+        if self._site.link_state == self._closed:
+            self._site.link_state = "up"
+        return True
+
     def _up(self) -> None:
+        if self._site.link_state == self._closed:  # it is the answer to an earlier batch
+            return
         if self._site.link_state != "up":
             logger.info("the centre answers")
         self._site.link_state = "up"
@@ -131,10 +148,15 @@ class Escalation:
         waiting = [item for item in waiting if item.due_s is None or item.due_s > now_s]
         if not waiting:
             return []
-        items = _together(waiting)
+        items = _together(waiting, min(BATCH_BYTES, self._bytes_per_s * PACED_S))
         batch, places = group_id(len(items)), list(range(len(items)))
         await self._site.ask(lambda store: store.edge.move(items, EdgeState.BATCHED, batch=batch, place=places))
         return [replace(item, state=EdgeState.BATCHED, batch=batch, place=place) for place, item in enumerate(items)]
+
+    @property
+    def _bytes_per_s(self) -> float:
+        """The most bytes of inputs that are sent in a second."""
+        return self._site.settings.max_kbit_s * 125 or math.inf
 
     async def _again(self, items: Sequence[EdgeItem]) -> None:
         """Let items wait for another batch."""
@@ -173,6 +195,7 @@ class Escalation:
         self._site.counted["sent"] += len(items)
         await self._site.ask(lambda store: store.edge.move(items, EdgeState.SENT, centre_job=job))
         self._follow(str(first.batch), job)
+        await asyncio.sleep(sum(len(item.body) for item in batch.items) / self._bytes_per_s)
 
     async def _through_gate(self, items: Sequence[EdgeItem]) -> dict[Hashable, Departing]:
         """Return what leaves of these items; the others are answered by the site."""
@@ -249,12 +272,12 @@ class Escalation:
         await self._answer([item for item, _ in found], [answer for _, answer in found])
 
 
-def _together(waiting: Sequence[EdgeItem]) -> list[EdgeItem]:
+def _together(waiting: Sequence[EdgeItem], most_bytes: float) -> list[EdgeItem]:
     """Return the items that go with the first: of its task and priority, due within the same second, bounded."""
     size, found = 0, list[EdgeItem]()
     for item in groups(waiting, _alike)[0]:
         size += item.bytes
-        if found and (len(found) >= BATCH_ITEMS or size > BATCH_BYTES):
+        if found and (len(found) >= BATCH_ITEMS or size > most_bytes):
             break
         found.append(item)
     return found

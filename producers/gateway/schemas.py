@@ -205,6 +205,14 @@ class Replay(Body):
     error_kind: Word | None = None
 
 
+class NewPriority(Body):
+    """The priority that a job gets."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"priority": "interactive"}]})
+
+    priority: PriorityName
+
+
 class Resumption(Body):
     """The model, task or tenant that goes on."""
 

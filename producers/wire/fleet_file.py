@@ -21,7 +21,10 @@ _MISSING = re.compile(r"Object missing required field `(.+)`")
 
 
 #: The tables of a ``fleet.toml``. Each program reads its own; workers refuse all other names.
-TABLES = ("worker", "limits", "models", "data", "admission", "blobs", "broker", "store", "edge", "retry", "log")
+TABLES = (
+    "worker", "limits", "models", "data", "admission", "blobs", "broker", "store", "edge", "log", "retry",
+    "result_cache",
+)  # fmt: skip
 
 
 def expanded(path: str | Path) -> Path:

@@ -331,6 +331,7 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     job: str = ""
+    model: Any = None
     priority: Any = None
     durable: bool = True
     items: Any = None

@@ -2,11 +2,11 @@
 
 Each function runs in the caller's transaction.
 
-Locks are always taken in the same order, so that transactions never deadlock: envelopes by id, then chunks and results
-by key, then jobs by id. A job's counters come last, because every worker needs them. Envelopes come first, so that a
-replay deletes failed results either before or after a worker's commit of the same envelope. In the middle of it, the
-commit would skip a result that is then deleted, and mark its envelope as done. The same lock lets no result be stored
-both as a row and in a chunk.
+Locks are always taken in the same order, so that transactions never deadlock: envelopes by id, then payloads, cached
+results, chunks and results by key, then jobs by id. A job's counters come last, because every worker needs them.
+Envelopes come first, so that a replay deletes failed results either before or after a worker's commit of the same
+envelope. In the middle of it, the commit would skip a result that is then deleted, and mark its envelope as done. The
+same lock lets no result be stored both as a row and in a chunk.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    false,
     func,
     literal,
     or_,
@@ -49,6 +50,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import dead_letters, driver_statements, flight, pipelines, retention
+from results_store.sql.caching import cached_results
 from results_store.sql.chunks.chunk_rows import ChunkRow, numbers
 from results_store.sql.chunks.chunk_storage import StoredChunks, insert_chunks, not_in_chunks, not_in_chunks_of
 from results_store.sql.columns import CLOCK, among, as_list, cleaned, clock, given_or_clock, listed
@@ -95,6 +97,8 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     there = _lock(
         connection, {*rows, *dead, *transaction.claims, *owners, *at_work, *transaction.postponed}, transaction
     )
+    if transaction.cached:  # their inputs are locked after the envelopes
+        cached_results.keep(connection, transaction.cached)
     unbooked = not_in_chunks_of(connection, unbooked, late) if late else unbooked
     chunks = insert_chunks(connection, transaction.chunks, there.chunked, there.now) if transaction.chunks else _NONE
     booked, now = [*booked, *chunks.apart] if chunks.apart else booked, there.now
@@ -201,6 +205,7 @@ class _Row(NamedTuple):
     suspect: int | None
     due_at: float | None
     waits: str | None
+    priority: int
     cancelled_at: float | None
     now: float
     payload: bytes | None
@@ -258,7 +263,8 @@ def _claim(connection: Connection, transaction: Transaction, at: float | None) -
     dialect, worker, lease_s = connection.dialect.name, transaction.worker, transaction.lease_s
     wanted = {"_ids": as_list(connection, transaction.claims), "_now": at}
     rows = [_Row(*row) for row in driver_statements.run(connection, _claimable(dialect), wanted)]
-    claims = {row.id: _answer(row, worker, transaction.max_attempts) for row in rows}
+    asked, most = transaction.priorities, transaction.max_attempts
+    claims = {row.id: _answer(row, worker, most, asked.get(row.id, row.priority)) for row in rows}
     # A dead envelope gets no lease: if two workers commit it as dead, the second has no effect.
     taken = [id_ for id_, claimed in claims.items() if claimed.verdict in (Claim.WORK, Claim.CANCELLED)]
     if taken:
@@ -272,9 +278,11 @@ def _claim(connection: Connection, transaction: Transaction, at: float | None) -
     return {id_: claims.get(id_) or Claimed(Claim.UNKNOWN) for id_ in transaction.claims}
 
 
-def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
+def _answer(row: _Row, worker: str, max_attempts: int, asked: int) -> Claimed:
     deaths = row.deaths + bool(row.leased_until)
     verdict = _verdict(row, worker, may_try=row.attempts - deaths < max_attempts)
+    if verdict is Claim.WORK and asked < row.priority:  # it was made less urgent: its turn comes in another list
+        verdict = Claim.WAITING
     alone = verdict is Claim.WORK and deaths >= ALONE_AFTER_DEATHS
     one_by_one = alone and row.suspect is not None
     payload = row.payload if verdict in (Claim.WORK, Claim.CANCELLED, Claim.DEAD) else None
@@ -288,6 +296,7 @@ def _answer(row: _Row, worker: str, max_attempts: int) -> Claimed:
         one_by_one=one_by_one,
         postponed=postponing.postponed(row.waits),
         paused_tasks=postponing.task_names(row.paused_tasks),
+        priority=row.priority,
     )
 
 
@@ -478,7 +487,15 @@ def mark_published(connection: Connection, ids: Collection[str], at: float | Non
 _CANCELLED = select(jobs.c.id).where(RUNNING, jobs.c.cancelled_at.is_not(None)).limit(1000)
 
 
-def take_overdue(
+class Overdue(NamedTuple):
+    """Envelopes that were found overdue at a time, and the condition that says so."""
+
+    ids: list[str]
+    condition: ColumnElement[bool]
+    at: float
+
+
+def overdue(
     connection: Connection,
     *,
     overdue_s: float,
@@ -486,12 +503,10 @@ def take_overdue(
     served: Collection[str],
     limit: int,
     now: float | None,
-) -> list[PendingEnvelope]:
-    """Put overdue envelopes back into the outbox as accepted now, and return them to be published.
+) -> Overdue:
+    """Find overdue envelopes, without a lock: mostly there are none, and SQLite has only one lock for all writers.
 
-    Every lane gets its part of `limit`, so that a tenant with many envelopes does not delay a tenant with few. The
-    caller publishes them and calls `mark_published`, like their first producer. If it dies before that, they are
-    overdue again `overdue_s` later.
+    Every lane gets its part of `limit`, so that a tenant with many envelopes does not delay a tenant with few.
     """
     known = select(tenants.c.lane, given_or_clock().label("now")).distinct().order_by(tenants.c.lane)
     lanes: dict[int, float] = {row.lane: row.now for row in connection.execute(known, {"_now": now})}
@@ -510,11 +525,24 @@ def take_overdue(
         past = _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)
         unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
         due.append(and_(among(connection, envelopes.c.job, cancelled), unserved, past))
-    taken: list[str] = []
+    ids: dict[str, None] = {}
+    held: list[ColumnElement[bool]] = []
     portion = max(1, limit // len(lanes))
     for condition in due:  # separately: each condition has its own index
-        if len(taken) < limit:
-            taken += _take(connection, condition, at, min(portion, limit - len(taken)))
+        some = select(envelopes.c.id).where(condition).order_by(envelopes.c.id).limit(min(portion, limit - len(ids)))
+        if len(ids) < limit and (found := connection.execute(some).scalars().all()):
+            ids |= dict.fromkeys(found)
+            held.append(condition)
+    return Overdue([*ids], or_(false(), *held), at)
+
+
+def take_overdue(connection: Connection, found: Overdue) -> list[PendingEnvelope]:
+    """Put the envelopes that are still overdue back into the outbox as accepted now, and return them to be published.
+
+    The caller publishes them and calls `mark_published`, like their first producer. If it dies before that, they are
+    overdue again after the same time.
+    """
+    taken = _take(connection, and_(among(connection, envelopes.c.id, found.ids), found.condition), found.at)
     return _pending(connection, taken) if taken else []
 
 
@@ -541,15 +569,10 @@ def _is_lost(line: Line, before: float, after: float) -> ColumnElement[bool]:
     return and_(PUBLISHED, envelopes.c.leased_until.is_(None), own, past, ~waits)
 
 
-def _take(connection: Connection, condition: ColumnElement[bool], now: float, limit: int) -> list[str]:
-    # A CTE, because PostgreSQL may run a locking subquery more than once and then exceed the limit.
+def _take(connection: Connection, condition: ColumnElement[bool], now: float) -> list[str]:
+    # A CTE, because PostgreSQL may run a locking subquery more than once.
     chosen = (
-        select(envelopes.c.id)
-        .where(condition)
-        .order_by(envelopes.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("chosen")
+        select(envelopes.c.id).where(condition).order_by(envelopes.c.id).with_for_update(skip_locked=True).cte("chosen")
     )
     taken = connection.execute(
         update(envelopes)

@@ -38,6 +38,7 @@ from results_store.sql.schema import (
     HAS_TTL,
     audit_log,
     batches,
+    cached_results,
     celery_chords,
     celery_groups,
     celery_tasks,
@@ -47,6 +48,7 @@ from results_store.sql.schema import (
     purged_jobs,
     result_chunks,
     results,
+    schedule_runs,
     webhooks,
 )
 
@@ -168,6 +170,7 @@ class Retention:
         found = replace(swept, jobs=gone, results=swept.results + strays)
         if finished_before is None:
             return found
+        self._remove(schedule_runs, lambda _: schedule_runs.c.ended_at < finished_before)
         return replace(
             found,
             batches=self._remove(batches, lambda _: batches.c.started_at < finished_before),
@@ -179,6 +182,7 @@ class Retention:
         removed = 0
         for page in self._pages(_due(finished_before, now)):
             removed += self._remove(payloads, _inputs_of(page))
+            self._remove(cached_results, _of(cached_results.c.job, page))  # whose digests tell of the inputs
         return Purged(payloads=removed)
 
     def _hide(self, due: ColumnElement[bool], now: float) -> int:
@@ -207,6 +211,7 @@ class Retention:
             inputs += self._remove(payloads, _inputs_of(hidden))
             owned += self._remove(envelopes, _of(envelopes.c.job, hidden))
             answers += self._remove(results, _of(results.c.job, hidden)) + self._remove_chunks(hidden)
+            self._remove(cached_results, _of(cached_results.c.job, hidden))
             with self._database.write(Weight.NOTE) as connection:
                 connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
 

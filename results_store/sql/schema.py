@@ -200,6 +200,62 @@ pauses = Table(
     Column("paused_at", Double, nullable=False),
 )
 
+# What is submitted by the clock: see `results_store.sql.waiting.schedules`. `submission` is the producers' JSON.
+# `next_at` was planned at `planned_from`; both are by the store's clock. A local source is on the machine `host`.
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("submission", Text, nullable=False),
+    Column("host", Text),
+    Column("starting_deadline_s", Double),
+    Column("next_at", Double),
+    Column("planned_from", Double, nullable=False),
+    Column("paused_at", Double),
+    Column("created_at", Double, nullable=False),
+)
+
+# The key lets a time of a schedule have a single run, whatever the clocks do. `error` is that of the last attempt.
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("schedule", Text, primary_key=True),
+    Column("planned_at", Double, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("attempts", BigInteger, nullable=False, server_default="0"),
+    Column("runner", Text),
+    Column("leased_until", Double),
+    Column("job", Text),
+    Column("error", Text),
+    Column("begun_at", Double, nullable=False),
+    Column("ended_at", Double),
+)
+
+UNFINISHED_RUN = schedule_runs.c.state == literal_column("'running'")
+
+Index(
+    "schedule_runs_unfinished",
+    schedule_runs.c.leased_until,
+    sqlite_where=UNFINISHED_RUN,
+    postgresql_where=UNFINISHED_RUN,
+)
+
+# Succeeded results for later jobs of the same tenant. They live as long as the inputs of the job that computed them:
+# `digest` tells whether somebody's guess of an input is right.
+cached_results = Table(
+    "cached_results",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("job", Text, nullable=False),
+    Column("output", Text),
+    Column("vector", LargeBinary),
+    Column("precision", Text),
+    Column("tokens", BigInteger),
+    Column("stored_at", Double, nullable=False),
+    Index("cached_results_job", "job"),
+    Index("cached_results_age", "stored_at"),
+)
+
 payloads = Table(
     "payloads",
     metadata,

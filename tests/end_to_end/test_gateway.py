@@ -151,6 +151,23 @@ def test_a_wrong_line_is_named_and_what_came_before_stays(ours: httpx.Client) ->
     assert ["line 5: is not JSON" in one["error"] for one in skipped["rejected"]] == [False, False, True, False]
 
 
+def test_the_priority_of_a_job_changes(ours: httpx.Client, theirs: httpx.Client, tmp_path: Path) -> None:
+    """For its owner: what waits moves, and the job ends as any other."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    inputs = [f"wait while {gate}"] + ["x"] * 5000  # more than a worker holds
+    job = ours.post("/api/jobs", json={"task": "echo", "inputs": inputs}).json()["id"]
+    wanted = {"priority": "interactive"}
+    assert theirs.post(f"/api/jobs/{job}/priority", json=wanted).status_code == 404
+    refused = ours.post(f"/api/jobs/{job}/priority", json={"priority": "urgent"})
+    assert (refused.status_code, refused.json()["field"]) == (422, "priority")
+    assert ours.post(f"/api/jobs/{job}/priority", json=wanted).json()["priority"] == "interactive"
+    gate.unlink()
+    ours.get(f"/api/jobs/{job}/events")  # ends with the job
+    ended = ours.get(f"/api/jobs/{job}").json()
+    assert (ended["state"], ended["succeeded"], ended["priority"]) == ("finished", 5001, "interactive")
+
+
 def test_cancelling_a_job_and_an_item(ours: httpx.Client, tmp_path: Path) -> None:
     """What is not computed yet ends `cancelled`."""
     gate = tmp_path / "gate"

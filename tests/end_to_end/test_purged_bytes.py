@@ -17,7 +17,7 @@ from producers.commands.main import main
 from producers.wire.blobs import YOUNG_S, Blobs
 from producers.wire.connection import Connection
 from producers.wire.publisher import Publisher
-from results_store.sql.schema import metadata
+from results_store.sql.schema import cached_results, metadata
 from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import fleet_in, until
@@ -33,10 +33,13 @@ TIMEOUT_S = 120
 
 @pytest.fixture
 def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[LocalFleet]:
-    """A fleet that keeps inputs of over 4,000 bytes as blobs."""
+    """A fleet that keeps inputs of over 4,000 bytes as blobs, and results for later jobs unless it drops inputs."""
     drop = "drop_inputs = true\n" if getattr(request, "param", "") == "drop_inputs" else ""
+    cache = "" if drop else '[result_cache]\ntasks = ["echo", "shout"]\n'
     settings = SCRIPTED.replace("[worker]\n", f"[worker]\n{drop}", 1)
-    with fleet_in(tmp_path, f'{settings}[blobs]\nurl = "file://{tmp_path}/blobs"\ninline_bytes = 4000\n') as fleet:
+    with fleet_in(
+        tmp_path, f'{settings}[blobs]\nurl = "file://{tmp_path}/blobs"\ninline_bytes = 4000\n{cache}'
+    ) as fleet:
         yield fleet
 
 
@@ -73,6 +76,12 @@ def in_tables(fleet: LocalFleet) -> list[str]:
 
 def _text(value: object) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def number_cached(fleet: LocalFleet) -> int:
+    """Return the number of results that are kept for later jobs: their digests tell of inputs, too."""
+    with Store(fleet.store_url) as store, store._database.read() as connection:
+        return len(connection.execute(select(cached_results)).all())
 
 
 def in_redis() -> list[str]:
@@ -115,12 +124,14 @@ def test_a_purge_of_everything_leaves_no_byte(fleet: LocalFleet, tmp_path: Path)
         store.webhooks.add(store.jobs(limit=1)[0].id, f"https://example.com/{MARK}")
     assert any("payloads" in column for column in in_tables(fleet)), "the search finds what is there"
     assert any(file.startswith("blobs/") for file in in_files(tmp_path))
+    assert number_cached(fleet)
 
     argosy("purge", "--older-than", "0s", "--vacuum", "--yes")
     sweep_blobs(fleet)
     rewritten(fleet)
 
     assert (in_tables(fleet), in_redis(), in_files(tmp_path)) == ([], [], [])
+    assert number_cached(fleet) == 0
 
 
 def test_a_time_to_live_leaves_no_byte(fleet: LocalFleet, tmp_path: Path) -> None:
@@ -150,7 +161,7 @@ def test_a_purge_of_inputs_leaves_results_without_them(fleet: LocalFleet, tmp_pa
     sweep_blobs(fleet)
     rewritten(fleet)
 
-    assert in_tables(fleet) == ["jobs.idempotency_key", "results.key"]
+    assert (in_tables(fleet), number_cached(fleet)) == (["jobs.idempotency_key", "results.key"], 0)
     assert in_redis() == []
     assert {file for file in in_files(tmp_path) if not file.startswith("home/store.db")} == set()
 

@@ -18,6 +18,7 @@ from producers.wire.publisher import Publisher
 from producers.wire.queues import PRIORITY_SEPARATOR
 from results_store.records import ResultState
 from results_store.sql.engines.weight import Weight
+from results_store.sql.waiting.schedules import Planned, Schedule
 from results_store.store import Store
 from tests.integration.rows import batch, new_envelope, new_job, result
 from workers import settings
@@ -122,6 +123,17 @@ def dead_letter(publisher: Publisher, store: Store, redis: Redis) -> None:
     store.commit([result(0, job="a", envelope="a0", state=ResultState.FAILED, output=None)], dead=["a0"])
 
 
+def late_schedule(publisher: Publisher, store: Store, redis: Redis) -> None:
+    store.schedules.add(Schedule(name="nightly", submission="{}", host="gone", next_at=store.now() - 90))
+
+
+def failed_schedule(publisher: Publisher, store: Store, redis: Redis) -> None:
+    store.schedules.add(Schedule(name="nightly", submission="{}", next_at=1.0))
+    run = store.schedules.take("here", "runner", lambda _, now: Planned(now, None))
+    assert run is not None
+    store.schedules.end(run, "failed", error="absent.txt does not exist")
+
+
 def lost_results(publisher: Publisher, store: Store, redis: Redis) -> None:
     """The envelope is gone, and its job still lacks the result."""
     wait_for_long(store)
@@ -150,6 +162,8 @@ def test_celerys_priorities_are_read(publisher: Publisher, broker_url: str, end:
         (unread_priority, "queue argosy.text", "1 messages wait (priority 11), and no worker reads them"),
         (wrong_clock, "clock", "the clock of worker w1 is 0:03:00 ahead of the store's"),
         (dead_letter, "dead letters", "1 envelopes were given up"),
+        (late_schedule, "schedule nightly", "its run is 0:01:30 late, and nobody has begun it"),
+        (failed_schedule, "schedule nightly", "its last run failed: absent.txt does not exist"),
         (lost_results, "jobs", "1 lack results that no envelope owes, for instance a"),
     ],
 )

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -470,3 +471,39 @@ def replace_tasks(settings: EdgeSettings, tasks: dict[str, EdgeTask]) -> EdgeSet
 
 def replace_mark(item: Item) -> Item:
     return Item(item.seq, item.input, item.tasks, {}, item.key)
+
+
+@looped
+async def test_a_limit_of_bandwidth_makes_small_batches_and_waits_between(
+    here: Place, there: Place, centre_url: str
+) -> None:
+    """A batch has the bytes of five seconds, and the next one waits until they are over."""
+    settings = edge(centre_url, max_kbit_s=0.8)  # 100 bytes a second
+    async with forwarder(here, settings, key_for(there.url)) as own:
+        await own.asked([f"{n}" * 200 for n in range(6)])
+        here.answer(lambda item: 0.1)
+        await own.turn.turn()
+        first = await own.escalation._next()
+        assert len(first) == 2
+        sending = asyncio.create_task(own.escalation._submit(first))
+        await asyncio.to_thread(until, there.store.jobs)
+        await asyncio.to_thread(until, lambda: states(here.store) == {"sent": 2, "waiting": 4})
+        assert not sending.done()
+        sending.cancel()
+
+
+@looped
+async def test_nothing_is_sent_outside_of_the_hours(here: Place, there: Place, centre_url: str) -> None:
+    """Items wait as without the link, and the status says when it is open."""
+    now = datetime.now(UTC).astimezone()
+    hours = "-".join((now + timedelta(hours=hour)).strftime("%H:%M") for hour in (2, 3))
+    async with forwarder(here, edge(centre_url, hours=hours), key_for(there.url)) as own:
+        await own.asked(["unsure"])
+        here.answer(lambda item: 0.1)
+        await own.turn.turn()
+        running = asyncio.create_task(own.escalation.run())
+        await asyncio.to_thread(until, lambda: own.site.link_state.startswith("closed: items are sent from"))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert states(here.store) == {"waiting": 1}
+    assert there.store.jobs() == []

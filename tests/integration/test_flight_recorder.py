@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from producers.commands.dry_run import Estimate, estimates
 from results_store.errors import UnknownBatch
 from results_store.records import QueuedWork
 from results_store.store import Store
@@ -57,6 +58,23 @@ def test_queued_work_in_seconds(store: Store) -> None:
         QueuedWork(model="vision", priority=9, items=30, seconds_per_item=None),
     ]
     assert store.flight.queued_work()[1].seconds == pytest.approx(60 / 130)
+
+
+def test_an_estimate_is_made_of_learned_costs(store: Store) -> None:
+    """The device's and the host's part of each model, over the rates of its workers; tokens as in its batches."""
+    text = [
+        batch(f"{w}{n}", worker=w, forward_s=0.3, host_s=0.1, items=100, tokens=900, started_at=1000.0 + n)
+        for n in range(3)
+        for w in ("w1", "w2")
+    ]
+    vision = [batch("v", model="vision", forward_s=2.0, items=10, tokens=10, started_at=1001.0)]
+    store.commit([], batches=[*text, *vision])
+    models = {"text": ("topic", "spam"), "vision": ("image-classification",), "other": ("mine",)}
+    assert estimates(store, models, 5000) == [
+        Estimate(model="text", tasks=models["text"], seconds=pytest.approx(5000 * 0.004 / 2), tokens=45_000),
+        Estimate(model="vision", tasks=models["vision"], seconds=pytest.approx(1000), tokens=5000),
+        Estimate(model="other", tasks=models["other"], seconds=None, tokens=None),
+    ]
 
 
 def test_queued_work_counts_the_hosts_part(store: Store) -> None:

@@ -20,6 +20,7 @@ from producers.wire.live_nodes import NODES, node_key
 from producers.wire.queues import queue_name
 from results_store.records import ResultState
 from results_store.sql.monitoring.fleet_figures import FailureTally
+from results_store.sql.waiting.schedules import Schedule
 from results_store.store import Store
 from tests.end_to_end.gateway_server import SETTINGS, served
 from tests.integration.rows import batch, new_envelope, new_job, result
@@ -141,6 +142,9 @@ def test_the_scaler_goes_from_and_to_zero(beside: httpx.Client, store: Store, br
         assert (wanted()["workers"], wanted(model="vision")["workers"]) == (1, 0)
         redis.delete(queue_name("text"))
         assert wanted()["workers"] == 0
+        store.schedules.add(Schedule(name="nightly", submission="{}", next_at=now - 1))
+        assert (wanted()["workers"], wanted()["reason"]) == (1, "a scheduled submission is due")
+        store.schedules.remove("nightly")
         redis.sadd(NODES, "node")
         redis.set(node_key("node"), b'{"name": "node", "device": "cpu", "models": {"text": {"revision": "r"}}}')
         assert (wanted(model="text")["live"], wanted(model="vision")["live"]) == (1, 0)

@@ -249,6 +249,7 @@ def test_texts_are_prepared_together_as_alone(
     text: TextModel, monkeypatch: pytest.MonkeyPatch, wrong: tuple[str, ...]
 ) -> None:
     """Each text has the row, or the error, that it has alone, whoever its neighbours are."""
+    monkeypatch.setattr(tokenizing, "FEW", 1)
     monkeypatch.setattr(tokenizing, "TOGETHER", 60)  # the long text and those after it are read alone
     contents = [*wrong, "Ann met Bob in Oslo.", "a good film", "", b"no text", "long " * 600, "Bob"]
     plain = {"sentiment": params("sentiment")}
@@ -265,8 +266,9 @@ def test_texts_are_prepared_together_as_alone(
                 assert str(found) == str(alone)
 
 
-def test_a_class_of_ones_own_gets_the_tokens_positions(text: TextModel) -> None:
+def test_a_class_of_ones_own_gets_the_tokens_positions(text: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which our own tasks do without, unless they label tokens."""
+    monkeypatch.setattr(tokenizing, "FEW", 1)
 
     class Own(TextModel):
         def prepare(self, content: str | bytes, params: Mapping[str, msgspec.Struct]) -> Prepared:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import time
 from pathlib import Path
 
 import pytest
 
 from producers.wire.edge.cascade_tasks import programs_catalogue
-from producers.wire.edge.edge_settings import edge_settings
+from producers.wire.edge.edge_settings import EdgeSettings, EdgeTask, edge_settings
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers import settings
 
@@ -31,6 +32,9 @@ def file(folder: Path, text: str) -> Path:
         (HEAD.replace("https://", "https://user:word@") + TASK, "write the key into `key_file`"),
         (HEAD + 'when_full = "wait"\n' + TASK, "one of drop-oldest, refuse-new"),
         (HEAD + "spool_item = 3\n" + TASK, "edge.spool_item: no such setting; did you mean 'spool_items'"),
+        (HEAD + "max_kbit_s = -1\n" + TASK, "`max_kbit_s` must be a number of kilobits"),
+        (HEAD + 'hours = "22-6"\n' + TASK, "`hours` must be two times of a day"),
+        (HEAD + 'hours = "22:00-24:00"\n' + TASK, "`hours` must be two times of a day"),
         (HEAD + TASK + "threshold = 2\n", "edge.tasks.sentiment: `threshold` must be 0 to 1"),
         (HEAD + TASK + "stay_on_site = true\nonly_at_centre = true\n", "answered nowhere"),
         (HEAD + "[edge.tasks.mood]\n", "edge.tasks.mood.site: no task 'mood' at this site"),
@@ -46,6 +50,15 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, problem: str) -> No
     with pytest.raises(ConfigurationError) as raised:
         programs_catalogue(file(tmp_path, text))
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("hours", "sends"), [("", "xxxx"), ("08:00-18:00", ".x.."), ("22:00-06:00", "x..x"), ("07:00-07:00", "xxxx")]
+)
+def test_hours_may_span_midnight(hours: str, sends: str) -> None:
+    """The end is no longer in them."""
+    given = EdgeSettings(site="s", centre="https://c", hours=hours, tasks={"sentiment": EdgeTask()})
+    assert "".join(".x"[given.sends_at(time(hour))] for hour in (1, 12, 18, 23)) == sends
 
 
 def test_programs_and_workers_read_one_file(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from workers.batching.work import Group
 from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
 from workers.node.intake import LEFT_S, UNKNOWN_IN_COLUMNS, URGENT_LEFT_S, Listed, SharedIntake
 from workers.node.peers import SILENT_S, ModelWork, NodeWork, Peers
+from workers.node.training.training_intake import TrainingIntake
 
 URGENT, STANDARD, BULK = ("argosy.text", 0), ("argosy.text", 3), ("argosy.text", 9)
 OTHER = ("argosy.text/1", 9)
@@ -233,3 +234,23 @@ def test_a_large_envelope_makes_a_crowd() -> None:
     held.usual["text"] = Amount(50_000, 1_000, 2_000)
     assert crowded(urgent=False)
     assert not crowded(urgent=True)
+
+
+def test_trainings_come_last_and_only_to_a_node_with_nothing_else() -> None:
+    """Their list is behind all others, and left out while the node may not train; that is no reason to poll sooner."""
+    node, training, may = Node(), ("argosy.training", 9), [True]
+    intake = TrainingIntake(node.intake, lambda: may[0])
+    chosen = intake.choose([training, *LISTS], node)
+    assert (list(chosen.lists), chosen.all) == ([*LISTS, training], True)
+    may[0] = False
+    chosen = intake.choose([training, *LISTS], node)
+    assert (list(chosen.lists), chosen.all) == (LISTS, True)
+
+
+def test_a_training_is_no_work_that_peers_could_end_sooner() -> None:
+    """A node that trains takes as much bulk beside a peer as one that does nothing."""
+    node = Node()
+    node.hear(other=FAST)
+    node.prepare(BULK, 8, rows=20)
+    node.taken[("argosy.training", 9)] = 1
+    assert node.takes() == LISTS

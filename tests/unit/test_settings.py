@@ -55,6 +55,16 @@ def test_a_file_adds_a_model_with_its_tasks(tmp_path):
         ("[worker]\nlease_s = nan\n", "worker: `lease_s` must be a number of seconds"),
         ("[workers]\nconcurrency = 1\n", "workers: no such table; did you mean 'worker'"),
         ("worker = 3\n", "worker: Expected `object`"),
+        ('[result_cache]\ntasks = ["sentimnt"]\n', "result_cache.tasks: no task 'sentimnt'; did you mean 'sentiment'"),
+        ("[result_cache]\nkeep_s = 0\n", "result_cache: `keep_s` must be over 0"),
+        (
+            '[result_cache]\ntasks = ["sentiment"]\n[worker]\ndrop_inputs = true\n',
+            "result_cache: digests of inputs would be kept, which `drop_inputs` under .worker. forbids; choose",
+        ),
+        (
+            '[models.p]\nsource = { path = "/m" }\ntasks = { p = "text-to-image" }\n[result_cache]\ntasks = ["p"]\n',
+            "result_cache.tasks: the results of 'p' are files, which belong to their job; leave it out",
+        ),
         ("[worker]\nlease_s = 1e300\n", "worker: `lease_s` must be a number of seconds"),
         ('[worker]\nmemory_budget = "' + "9" * 400 + ' GB"\n', "worker: `memory_budget` is more than any device has"),
         ('[limits]\nallowed_roots = [" "]\n', "limits: `allowed_roots` has an empty path"),

@@ -79,7 +79,7 @@ class Group:
             entry.group = self
 
     def wait(self) -> None:
-        """TextBlock until every entry has its outcome."""
+        """Block until every entry has its outcome."""
         self._done.wait()
 
     def join(self, entry: Entry) -> None:

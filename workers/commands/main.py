@@ -86,6 +86,8 @@ def worker(config: Path | None, device: str | None, name: str | None, ready_file
     from workers.device import devices
 
     log_to_stderr(config)
+    if config is not None:
+        os.environ["ARGOSY_FLEET"] = str(config.absolute())  # for the processes that it starts
     faulthandler.enable()  # a crash in a library's C code is then in the log, with each thread's place
     chosen = settings.load(config)
     where = chosen.connection

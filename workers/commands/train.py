@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,12 @@ class _TrainingOptions:
     "states (FSDP), or stages of layers (pipeline).",
 )
 @click.option("--compare", is_flag=True, help="Also train each task alone, and all on the frozen backbone.")
-def train(recipe: Path, *, resume: bool, device: str, processes: int, split: Split, compare: bool) -> None:
+@click.option(
+    "--submit", "submitted", is_flag=True, help="Let the running fleet train it, while it has nothing else to do."
+)
+def train(
+    recipe: Path, *, resume: bool, device: str, processes: int, split: Split, compare: bool, submitted: bool
+) -> None:
     """Train the tasks of RECIPE, a TOML file, on one shared backbone.
 
     \b
@@ -57,6 +63,7 @@ def train(recipe: Path, *, resume: bool, device: str, processes: int, split: Spl
     \b
         argosy train reviews.toml
         ARGOSY_FLEET=reviews/fleet.toml argosy up
+        argosy train reviews.toml --submit
         argosy train reviews.toml --processes 2 --split states
         torchrun --nproc-per-node 4 --no-python argosy train reviews.toml --device cuda
     """
@@ -65,42 +72,77 @@ def train(recipe: Path, *, resume: bool, device: str, processes: int, split: Spl
 
     resume = resume or training_processes.restarted()
     asked = _TrainingOptions(recipe_file.load(recipe), resume, compare, split)
-    training_processes.run(_take_part, asked, count=processes, device=device)
+    if submitted:
+        if processes > 1 or device != "cpu" or split != "rows" or training_processes.launched_by_torchrun():
+            raise click.UsageError("--submit: a node trains in one process on its own device; leave the others out")
+        _submit(asked)
+    else:
+        training_processes.run(_take_part, asked, count=processes, device=device)
 
 
 def _take_part(process: Process, asked: _TrainingOptions) -> None:
     """Train as the first process, or follow it."""
     from workers.training.loop import processes
     from workers.training.recipes import training_run
-    from workers.training.recipes.labelled_rows import BadRows
+    from workers.training.recipes.folder_lock import locked
 
     with one_line_errors():
         if not process.is_first:
             training_run.follow(process)
             return
-        try:
+        with _naming_bad_rows(), locked(asked.recipe.out):
             _train(process, asked)
-        except BadRows as error:
-            for line in error.lines:
-                say(line, err=True)
-            sys.exit(FAILED)
         processes.tell(None)
 
 
+@contextmanager
+def _naming_bad_rows() -> Iterator[None]:
+    """End the command with a line for each bad row."""
+    from workers.training.recipes.labelled_rows import BadRows
+
+    try:
+        yield
+    except BadRows as error:
+        for line in error.lines:
+            say(line, err=True)
+        sys.exit(FAILED)
+
+
+def _submit(asked: _TrainingOptions) -> None:
+    """Check recipe, rows and backbone here, and let a node train them."""
+    from workers.commands.submitted_training import submit_training
+
+    with _naming_bad_rows():
+        _prepared(asked)
+    file = asked.recipe
+    job, is_taken = submit_training(file.path, file.name, compare=asked.compare)
+    say(f"job {job}: its progress: argosy status {job}")
+    if not is_taken:
+        folder = file.path.absolute().parent
+        say("argosy: no running worker takes trainings; it waits until the fleet.toml of one has", err=True)
+        say(f'        [worker] trainings = ["{folder}"]', err=True)
+
+
 def _train(process: Process, asked: _TrainingOptions) -> None:
+    file, training = asked.recipe, _prepared(asked, process)
+    card = _trained(training, compare=asked.compare)
+    console().print(_table(card))
+    say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")
+
+
+def _prepared(asked: _TrainingOptions, process: Process | None = None) -> RecipeTraining:
+    """Read and check all rows, and say how many they are."""
+    from workers.training.loop.processes import Process
     from workers.training.recipes import training_run
 
-    file = asked.recipe
-    training = training_run.prepare(file, resume=asked.resume, process=process, split=asked.split)
+    training = training_run.prepare(asked.recipe, resume=asked.resume, process=process or Process(), split=asked.split)
     rows = training.rows
     say(f"rows: {len(rows.train):,} to train, {len(rows.validation):,} to validate, {len(rows.test):,} to test")
     if rows.unlabelled:
         say(f"{rows.unlabelled:,} rows have no label of any task, and are left out")
     for doubt in training_run.doubts(training):
         say(doubt, err=True)
-    card = _trained(training, compare=asked.compare)
-    console().print(_table(card))
-    say(f"wrote {file.out}; serve it: ARGOSY_FLEET={file.out / 'fleet.toml'} argosy up")
+    return training
 
 
 def _trained(training: RecipeTraining, *, compare: bool) -> TrainingCard:

@@ -52,7 +52,7 @@ def create_app(
         app.conf.broker_transport_options |= {"master_name": group.master, "sentinel_kwargs": asking}
     app.amqp.queues_cls = Queues
     app.control_cls = remote_control.Control
-    app.intake = Unbounded() if node is None or node.intake is None else node.intake
+    app.intake = Unbounded() if node is None else node.taking
     if node is not None:
         # within a priority, lanes and models take turns; more urgent messages come first across all of them
         app.conf.broker_transport_options["queue_order_strategy"] = LaneTurnsFactory(node.lanes)

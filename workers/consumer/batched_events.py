@@ -16,7 +16,7 @@ from celery.worker.consumer import Consumer as CelerysConsumer
 
 from producers.wire.errors import InvalidMessage
 from results_store.loops.loop import TICK_S, note
-from workers.consumer.foreign_messages import check
+from workers.consumer.foreign_messages import check_body, due_at
 from workers.consumer.refused_senders import RefusedSenders
 
 #: The interval between sends. Celery sends sooner if there are many events (`EventDispatcher.buffer_limit`).
@@ -54,7 +54,9 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         self.task_consumer.channel.intake = self.app.intake
 
         def check_and_handle(message: Any) -> None:
-            due = check(message)
+            check_body(message.payload, message.headers["task"])
+            eta = message.headers.get("eta")
+            due = None if eta is None else due_at(eta)
             if due is None:
                 handle(message)
             elif message.channel.qos.is_noted_as_waiting(message.delivery_tag) or due > time():

@@ -70,17 +70,17 @@ class _Embedded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _EMBEDDED = frozenset(_Embedded.__struct_fields__)
 
 
-def check(message: Any) -> float | None:
-    """Return the time (Unix) that a message waits for, if it has one. Raises for a message that cannot be run."""
+def check_headers(given: Any) -> None:
+    """Raise for the headers of a message that cannot be run."""
     try:
-        headers = msgspec.convert(message.headers, _Headers)
+        headers = msgspec.convert(given, _Headers)
     except msgspec.ValidationError as error:
         raise InvalidMessage(f"headers: {error}; send a Celery message of protocol 2") from error
     for name in (headers.id, headers.root_id, headers.parent_id, headers.group):
         if name is not None and not is_name(name):
             raise InvalidMessage("headers: an id is too long, or has NUL or a lone surrogate")
-    _check_body(message.payload, headers.task)
-    return None if headers.eta is None else due_at(headers.eta)
+    if headers.eta is not None:
+        due_at(headers.eta)
 
 
 def due_at(eta: str) -> float:
@@ -89,8 +89,8 @@ def due_at(eta: str) -> float:
     return (due if due.tzinfo else due.replace(tzinfo=UTC)).timestamp()
 
 
-def _check_body(body: Any, task: str) -> None:
-    """Raise unless the body is ``[args, kwargs, embedded]``."""
+def check_body(body: Any, task: str) -> None:
+    """Raise unless the body of a message of a task is ``[args, kwargs, embedded]``."""
     if not isinstance(body, list | tuple) or len(body) != 3:
         raise InvalidMessage("the body is not [args, kwargs, embed]")
     arguments, keywords, embedded = body

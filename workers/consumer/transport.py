@@ -33,6 +33,7 @@ from producers.wire.errors import InvalidMessage, without_text
 from producers.wire.messages import JSON, MSGPACK, Priority, is_name, new_id
 from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, put_aside, queue_of
 from results_store.loops.log_lines import Throttle
+from workers.consumer.foreign_messages import check_headers
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import Note, QoS, note_of
@@ -310,6 +311,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             try:
                 raw = loads(data.decode())
                 tag = _with_sound_properties(raw, queue, held, sound)
+                check_headers(raw.get("headers"))  # before the message is noted: a flood of refusals is cheaper
                 sound[tag] = data, raw, queue, None if queue in self._unanswered else note_of(raw, queue)
             except Exception as error:  # noqa: BLE001 - as in `_deliver`
                 refused.append((data, raw, queue, error))

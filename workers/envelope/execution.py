@@ -1,6 +1,7 @@
 """The life of an envelope in a worker.
 
-name → claim → decode → divide; for each portion fetch inputs → prepare → batch → finish → store; in the end tell.
+name → claim → decode → divide; for each portion look up → fetch inputs → prepare → batch → finish → store; in the end
+tell.
 Plain texts of bulk take the steps from prepare to finish together, as a block (`workers.envelope.block_results`).
 
 docs/lifecycle.md describes these steps. The failure of an item is its result; the failure of a whole envelope is
@@ -12,9 +13,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -25,7 +27,7 @@ from producers.wire.tracing import spans
 from results_store.errors import InvalidRow
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
-from results_store.records import Claim, Claimed, Result, ResultState, Transaction
+from results_store.records import CachedResult, Claim, Claimed, Result, ResultState, Transaction
 from results_store.sql.chunks.packed_rows import packed
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
@@ -33,14 +35,17 @@ from workers.batching.steady_clock import steady_time
 from workers.batching.work import Entry, Group, Interrupted, Superseded
 from workers.envelope import outcomes
 from workers.envelope.block_results import BlockRun
+from workers.envelope.cached_answers import ResultCache
 from workers.envelope.derivation import Derivation
 from workers.envelope.gate import EnvelopeInterrupted, Gate
 from workers.envelope.portions import Portion, portions, reduced
 from workers.envelope.postponed_work import PostponedWork
 from workers.envelope.preparation import Preparation, PreparedItem
+from workers.result_cache_settings import ResultCacheSettings
 from workers.retries import RetrySettings
 
 _UNKNOWN = Claimed(Claim.UNKNOWN)
+_PRIORITIES = frozenset(int(priority) for priority in Priority)
 
 
 class OnSubmit(Protocol):
@@ -65,6 +70,7 @@ class Execution(Preparation):
     urgent_writer: Writer
     gate: Gate
     retries: RetrySettings = field(default_factory=RetrySettings)
+    cache: ResultCacheSettings = field(default_factory=ResultCacheSettings)
     paused: Callable[[], Collection[str]] = tuple
 
     def run(self, raw: object, *, reply: bool = False, on_submit: OnSubmit = _unheard) -> dict[str, Any]:
@@ -82,12 +88,12 @@ class Execution(Preparation):
             return {"skipped": claimed.verdict.value}
         later = PostponedWork(self.retries, claimed, self.paused)
         envelope, bad_items = self.decode(raw, message, claimed)
-        envelope = later.due(timed(envelope, claimed))
+        envelope = later.due(timed(prioritized(envelope, claimed), claimed))
         results: list[Result] = []
         refused, in_chunks = [*outcomes.malformed(envelope, bad_items), *later.refused], 0
         may_return = claimed.verdict is Claim.WORK and not claimed.alone
         with self.gate.passing(alone=claimed.alone):
-            for portion in self.divide(envelope, claimed, refused):
+            for portion in self.look_up(self.divide(envelope, claimed, refused), claimed):
                 inputs = self.fetch_inputs(portion.envelope)
                 block = self.prepare_block(portion.envelope, inputs) if may_return and not reply else None
                 items = self.prepare(portion.envelope, inputs, block.alone if block else None)
@@ -109,7 +115,8 @@ class Execution(Preparation):
         if not message.durable:
             return _UNKNOWN
         urgent = message.priority == Priority.INTERACTIVE
-        return self._writer(urgent=urgent).claim(message.id, urgent=urgent)
+        known = message.priority if message.priority in _PRIORITIES else None
+        return self._writer(urgent=urgent).claim(message.id, urgent=urgent, priority=known)
 
     def decode(self, raw: object, message: Named, claimed: Claimed) -> tuple[Envelope, list[BadItem]]:
         """Return the stored envelope and its unreadable items; the message's, if the store does not know it.
@@ -152,6 +159,13 @@ class Execution(Preparation):
             return (Portion(reduced(envelope), [*results, *outcomes.given_up(envelope, claimed.verdict)]),)
         return (Portion(envelope, results),)
 
+    def look_up(self, divided: Iterable[Portion], claimed: Claimed) -> Iterator[Portion]:
+        """Yield each portion without the items that earlier jobs have answered. Raises StoreUnavailable."""
+        cache = ResultCache(settings=self.cache, offer=self.offer, store=self.database)
+        for portion in divided:
+            look = cache.look(portion.envelope, claimed)
+            yield portion._replace(envelope=look.envelope, look=look)
+
     def batch(
         self,
         envelope: Envelope,
@@ -192,8 +206,8 @@ class Execution(Preparation):
         later: PostponedWork,
         block: BlockRun | None = None,
     ) -> int:
-        """Commit the portion's results and those of its block, and with the last portion the envelope's end, or the
-        work that comes later.
+        """Commit the portion's results, those of its block and of the cache, and with the last portion the envelope's
+        end or the work that comes later.
 
         Return the number of results of the block that went in chunks.
 
@@ -204,6 +218,15 @@ class Execution(Preparation):
         if block:
             interrupted |= block.interrupted
             portion.results.extend(block.results)
+        chunks_made = block.chunks if block else []
+        cached: Sequence[CachedResult] = ()
+        if (look := portion.look) and (look.digests or look.found):
+            unpacked = block.unpacked() if block else []
+            cached = look.new([*portion.results, *unpacked])
+            if look.found:  # a task has a single chunk: that of the block is made anew with them
+                portion.results.extend([*unpacked, *look.found])
+                portion.results.sort(key=attrgetter("seq"))
+                chunks_made = []
         last = portion.last and not interrupted
         left = later.postponement() if last else None
         ended = (envelope.id,) if last and left is None else ()
@@ -212,9 +235,9 @@ class Execution(Preparation):
         urgent = envelope.priority is Priority.INTERACTIVE
         simple = claim is Claim.WORK and not (urgent or interrupted or envelope.pipeline)
         chunks, rows = packed(portion.results) if simple and self.database.stores_chunks else ([], portion.results)
-        if block and block.chunks:
+        if block and chunks_made:
             # other results of the same tasks are rows, since a task has a single chunk; so are those of a part
-            chunks, rows = (block.chunks, portion.results) if simple else ([], [*block.unpacked(), *portion.results])
+            chunks, rows = (chunks_made, portion.results) if simple else ([], [*block.unpacked(), *portion.results])
         transaction = Transaction(
             results=rows,
             chunks=chunks,
@@ -223,6 +246,7 @@ class Execution(Preparation):
             unlisted=(envelope.id,) if claim is Claim.UNKNOWN else (),
             stepped=(envelope.id,) if envelope.pipeline else (),
             postponed={envelope.id: left} if left else {},
+            cached=cached,
             urgent=urgent,
         )
         writer = self._writer(urgent=urgent)
@@ -230,12 +254,12 @@ class Execution(Preparation):
             writer.commit(transaction)
         except InvalidRow:  # an answer of a class of its own: its neighbours are right
             portion.results[:] = [outcomes.storable(row) for row in portion.results]
-            whole = block.chunks if block and simple else ()
-            writer.commit(transaction._replace(results=portion.results, chunks=whole))
+            whole = chunks_made if simple else ()
+            writer.commit(transaction._replace(results=portion.results, chunks=whole, cached=()))
         if interrupted:
             # the computed results are stored: the unique key prevents a second write by the next run
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; the envelope returns to its queue")
-        return sum(len(chunk.seqs) for chunk in block.chunks) if block else 0
+        return sum(len(chunk.seqs) for chunk in chunks_made)
 
     def _writer(self, *, urgent: bool) -> Writer:
         return self.urgent_writer if urgent else self.writer
@@ -263,7 +287,16 @@ class Execution(Preparation):
             return summary | {"dead": len(results)}
         summary |= +counts
         summary |= {"postponed": postponed} if postponed else {}
+        if cached := sum(row.state is ResultState.SUCCEEDED and row.batch is None for row in results):
+            summary["cached"] = cached  # whatever was computed has its batch
         return summary | {"results": [plain(row) for row in results]} if reply else summary
+
+
+def prioritized(envelope: Envelope, claimed: Claimed) -> Envelope:
+    """Return the envelope with the priority of its row, which may have changed since it was encoded."""
+    if claimed.priority is None or claimed.priority == envelope.priority or claimed.priority not in _PRIORITIES:
+        return envelope
+    return msgspec.structs.replace(envelope, priority=Priority(claimed.priority))
 
 
 def timed(envelope: Envelope, claimed: Claimed) -> Envelope:

@@ -18,6 +18,7 @@ from producers.wire.messages import Envelope, Item
 from results_store.records import ALL_ITEMS, ALONE_AFTER_DEATHS, Claimed, Result, ResultState
 from results_store.store import Store
 from workers.envelope import outcomes
+from workers.envelope.cached_answers import CacheLook
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,13 @@ class Portion(NamedTuple):
     """Items that are computed and committed together: an `envelope` with only these.
 
     `results` are the results of the commit; the portion has some before it is computed. The `last` portion ends the
-    envelope.
+    envelope. The `look` has what the cache knows of the items.
     """
 
     envelope: Envelope
     results: list[Result]
     last: bool = True
+    look: CacheLook | None = None
 
 
 def portions(envelope: Envelope, claimed: Claimed, results: list[Result], store: Store) -> Iterator[Portion]:

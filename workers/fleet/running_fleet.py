@@ -15,6 +15,7 @@ from producers.wire.live_nodes import node_key
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import PRIORITY_ENDS, PRIORITY_SEPARATOR, queue_of, waiting_messages
+from producers.wire.training.training_job import TRAINING
 from results_store.records import Backlog, Batch
 from results_store.store import Store
 from workers.fleet.findings import Finding, checked
@@ -26,6 +27,9 @@ V = TypeVar("V")
 
 #: Work that waits for longer, beside a fleet that does something else or nothing, makes no progress.
 PATIENCE_S = 60.0
+
+#: A run of a schedule that nobody has begun for so long.
+SCHEDULED_LATE_S = 60.0
 
 #: Clocks that differ by less are not worth a remedy.
 CLOCKS_APART_S = 5.0
@@ -45,6 +49,7 @@ def examine(where: Connection) -> list[Finding]:
             "envelopes": partial(_running_alone, store),
             "pauses": partial(paused, store),
             "retries": partial(_postponed, store),
+            "schedules": partial(_scheduled, store),
             "dead letters": partial(_dead, store),
             "clock": partial(_clocks, publisher, store),
         }
@@ -107,9 +112,14 @@ def _waiting_in_vain(publisher: Publisher, store: Store) -> Iterator[tuple[tuple
             continue
         waits = f"{work.waiting} envelopes wait, the oldest for {_age(now - work.oldest_at)}"
         if not any(work.model in node.models for node in nodes):
-            remedy = f"start a worker whose fleet.toml has the model {work.model!r}, or cancel their jobs"
+            wanted = "`worker.trainings`" if work.model == TRAINING else f"the model {work.model!r}"
+            remedy = f"start a worker whose fleet.toml has {wanted}, or cancel their jobs"
             yield (work.model, work.priority), (f"{waits}, and no worker serves this model", remedy)
-        elif now - work.oldest_at > PATIENCE_S and (problem := _passed_over(work, backlog, batches)):
+        elif (
+            work.model != TRAINING
+            and now - work.oldest_at > PATIENCE_S
+            and (problem := _passed_over(work, backlog, batches))
+        ):
             remedy = "look at the worker's log; if it says nothing, restart the worker: its work goes on"
             yield (work.model, work.priority), (f"{waits}, and {problem}", remedy)
 
@@ -161,6 +171,19 @@ def _postponed(store: Store) -> Iterator[Finding]:
     """Name the work that is tried again: no problem of the fleet, but the reason for which jobs do not end."""
     if found := store.retried_work():
         yield Finding("retries", True, f"{found}; the next in {_age(found.due_at - store.now())}")
+
+
+def _scheduled(store: Store) -> Iterator[Finding]:
+    """Report schedules whose time has passed without a run, and those whose last run failed."""
+    for one in store.schedules.late(SCHEDULED_LATE_S):
+        late = _age(store.now() - (one.next_at or 0.0))
+        remedy = f"start a worker on {one.host}" if one.host else "start a worker of this version"
+        yield Finding(f"schedule {one.name}", False, f"its run is {late} late, and nobody has begun it", remedy)
+    for one in store.schedules.every():
+        for run in store.schedules.runs(one.name):
+            if run.state in ("failed", "skipped"):
+                remedy = f"submit the rows by `argosy submit`; `argosy schedule runs {one.name}` lists the runs"
+                yield Finding(f"schedule {one.name}", False, f"its last run {run.state}: {run.error}", remedy)
 
 
 def _dead(store: Store) -> Iterator[Finding]:

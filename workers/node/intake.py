@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from producers.wire.messages import Priority
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import model_of, redis_key
+from producers.wire.training.training_job import TRAINING
 from workers.batching.batcher import Batcher
 from workers.batching.planning.work_seconds import Amount, WorkRate
 from workers.batching.planning.work_sharing import HOLD_S, LEAST_HELD, is_slow, takes, to_give_back
@@ -206,6 +207,8 @@ class SharedIntake:
         begun = Counter((one.model, one.priority) for one in held if one.group is not None)
         for (queue, priority), count in (self._lists.held() if self._lists else {}).items():
             model = model_of(queue)
+            if model == TRAINING:  # it is no work of the device, and stands still beside such work
+                continue
             coming = count - begun[model, priority]
             begun[model, priority] -= min(count, begun[model, priority])
             if coming > 0 and priority != Priority.INTERACTIVE:

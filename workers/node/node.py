@@ -28,6 +28,7 @@ from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
 from producers.wire.tracing import spans
+from producers.wire.training.training_job import TRAINING
 from results_store.errors import StoreError
 from results_store.loops.log_lines import about
 from results_store.loops.loop import ThreadProgress, note, watch_here
@@ -54,7 +55,7 @@ from workers.node import declared_settings, presence
 from workers.node.done_notices import DoneNotices
 from workers.node.follow_up_envelopes import MARK_EVERY_S, FollowUpPublisher
 from workers.node.held_envelopes import HeldEnvelopes
-from workers.node.intake import SharedIntake
+from workers.node.intake import Intake, SharedIntake, Unbounded
 from workers.node.lanes import LOOK_EVERY_S, Lanes
 from workers.node.monitoring.worker_figures import WorkerFigures
 from workers.node.paused_work import LOOK_EVERY_S as PAUSES_EVERY_S
@@ -65,7 +66,11 @@ from workers.node.presence import TELL_EVERY_S, ModelState, NodeState
 from workers.node.reconciler import Reconciler
 from workers.node.reloading import LOOK_EVERY_S as RELOADS_EVERY_S
 from workers.node.reloading import Reloader, Version, versions
+from workers.node.scheduling.scheduled_submissions import LOOK_EVERY_S as SCHEDULES_EVERY_S
+from workers.node.scheduling.scheduled_submissions import ScheduledSubmissions, environment_of
 from workers.node.thread_turns import ThreadTurns
+from workers.node.training.training_intake import TrainingIntake
+from workers.node.training.trainings import Trainings, TrainingTimes
 from workers.node.watchdog import Watchdog, end_process, limit_for
 from workers.settings import Settings
 
@@ -118,6 +123,7 @@ class Node:
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
         self._figures = WorkerFigures(slots=settings.worker.concurrency)
         self._paused = PausedWork(self._store, self._held)
+        self._scheduled = ScheduledSubmissions(self._store, environment_of(broker_url, store_url))
         self._gate = Gate()
         self._turns = ThreadTurns()
         self._following = FollowUpPublisher(self._store, self._publisher)
@@ -131,7 +137,10 @@ class Node:
         self._on_out_of_service = on_out_of_service
         self._on_end = on_end
         self.watchdog = Watchdog(limit_for(settings.worker.lease_s), self.end)
-        self.lanes = Lanes(self._store, self.models)
+        self._trainings = self._new_trainings()
+        #: The names of the queues: of the served models, and of trainings.
+        self._served = (*self.models, *((TRAINING,) if self._trainings else ()))
+        self.lanes = Lanes(self._store, self._served)
         self._batcher: Batcher | None = None
         self.intake: SharedIntake | None = None
         self._costs: SavedCosts | None = None
@@ -207,7 +216,9 @@ class Node:
                 self._held.taking(message.id, message.job, returned=returned, urgent=urgent) as held,
             ):
                 summary: dict[str, Any] = {"skipped": "held"}
-                if held is not None:
+                if held is not None and message.model == TRAINING and self._trainings:
+                    summary = self._trainings.run(message, held)
+                elif held is not None:
                     summary = self._execution.run(raw, reply=reply, on_submit=partial(self._held.submitted, held))
                 self._figures.ended(summary)
                 return summary
@@ -227,6 +238,8 @@ class Node:
 
         A database that is away is then no longer waited for: results that it lacks are computed again.
         """
+        if self._trainings:
+            self._trainings.stop()
         self._held.wait_until_none(grace_s)
         self._interrupt()
         for writer in self._writers:
@@ -236,6 +249,7 @@ class Node:
         """Stop everything. Envelopes that are still held are interrupted and go back to their queue."""
         self._interrupt()  # first: a model that is loading must not delay the periodic duties' end
         self._upkeep.stop()
+        self._scheduled.stop()
         self._keep_costs()
         with suppress(BrokerUnavailable, Overloaded):
             presence.leave(self._publisher, self.name)
@@ -251,6 +265,8 @@ class Node:
         self._publisher.close()
 
     def _interrupt(self) -> None:
+        if self._trainings:
+            self._trainings.stop()
         self._gate.close()
         self.decoders.close()
         if self._batcher:
@@ -330,6 +346,32 @@ class Node:
         peers = Peers(self._publisher, self.name)
         return SharedIntake(self._held, batcher, peers, self._publisher, self.models, lambda: self.lanes.numbers)
 
+    def _new_trainings(self) -> Trainings | None:
+        worker = self.settings.worker
+        if not worker.trainings:
+            return None
+        if self.device.pinned is not None:
+            logger.warning("worker.trainings: %s trains nothing; trainings need the CPU or a GPU", self.device.name)
+            return None
+        return Trainings(
+            node=self.name,
+            folders=worker.trainings,
+            device=self.device,
+            threads=worker.threads,
+            held=self._held,
+            writer=self._writer,
+            store=self._store,
+            publisher=self._publisher,
+            paused=lambda: self._paused.subjects,
+            times=TrainingTimes(stop_s=max(1.0, worker.grace_s)),
+        )
+
+    @property
+    def taking(self) -> Intake:
+        """The choice of the lists from which envelopes are taken."""
+        usual = self.intake or Unbounded()
+        return TrainingIntake(usual, self._trainings.may_take) if self._trainings else usual
+
     def _new_device(self, batcher: Batcher, models: Sequence[Version]) -> ProcessDevice:
         worker = self.settings.worker
         measuring = bool(worker.memory_budget_bytes)
@@ -357,6 +399,7 @@ class Node:
             calls=ClassCalls(self.settings.worker.batch_timeout_s),
             decoders=self.decoders,
             retries=self.settings.retry,
+            cache=self.settings.result_cache,
             paused=lambda: self._paused.subjects,
         )
 
@@ -385,7 +428,7 @@ class Node:
     def _duties(self, batcher: Batcher, reloads: Reloader) -> dict[str, tuple[float, Callable[[], object]]]:
         """Return the periodic duties by name: (seconds between runs, function)."""
         worker = self.settings.worker
-        reconciler = Reconciler(self._store, self._publisher, self.models, overdue_s=worker.publish_overdue_s)
+        reconciler = Reconciler(self._store, self._publisher, self._served, overdue_s=worker.publish_overdue_s)
         return {
             "leases": (worker.lease_s / 3, self._held.renew_leases),
             "cancellations": (worker.look_for_cancellations_every_s, lambda: self._held.drop_cancelled(batcher)),
@@ -395,6 +438,7 @@ class Node:
             "presence": (TELL_EVERY_S, self._tell),
             "sharing": (EXCHANGE_EVERY_S, self._share),
             "following": (MARK_EVERY_S, self._following.mark),
+            "schedules": (SCHEDULES_EVERY_S, self._scheduled.look),
             "reconciler": (worker.reconcile_every_s, reconciler.run),
             "retention": (PURGE_EVERY_S, self._purge),
             "costs": (KEEP_COSTS_EVERY_S, self._keep_costs),
@@ -413,11 +457,12 @@ class Node:
         if self._batcher is None or self._reloads is None:
             return None
         residence = self._batcher.residence
+        trained = {TRAINING: ModelState(revision="recipes")} if self._trainings else {}
         return NodeState(
             name=self.name,
             device=self.device.name,
-            models={name: self._with_columns(name, state) for name, state in self._reloads.states.items()},
-            loaded=sorted({key.partition("#")[0] for key in residence.loaded}),
+            models={name: self._with_columns(name, state) for name, state in self._reloads.states.items()} | trained,
+            loaded=sorted({*(key.partition("#")[0] for key in residence.loaded), *trained}),
             resident_bytes=residence.resident_bytes,
             budget_bytes=residence.budget_bytes,
             loads=residence.loads,
@@ -476,6 +521,7 @@ class Node:
         self._store.retention.purge_audit(older_than_s=86400 * self.settings.worker.audit_days)
         if self.settings.worker.drop_inputs:
             self._store.retention.drop_inputs_of_pipelines()
+        self._store.cached_results.forget(keep_s=self.settings.result_cache.keep_s)
         self._blobs.sweep(self._store.retention.with_inputs)
         if self._files:
             self._files.sweep(self._store.retention.existing)

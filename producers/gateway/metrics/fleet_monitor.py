@@ -115,4 +115,5 @@ def _wanted(
         if not models or model in models:
             own = [one for one in store.demand if (one.model, one.priority) == (model, priority)]
             beside += max(0, count - sum(one.envelopes - one.held for one in own))
-    return wanted_workers(of_models(store.demand, models), costs, at=store.at, messages=beside, within_s=within_s)
+    demand = of_models(store.demand, models)
+    return wanted_workers(demand, costs, at=store.at, messages=beside, within_s=within_s, scheduled=store.scheduled)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from results_store.records import Batch, Pause
 from results_store.sql.monitoring.fleet_figures import Demand, FailureTally, ItemTimes
+from results_store.sql.waiting.schedules import ANY_HOST
 from results_store.store import Store
 
 #: The most batches of a look; the first look, from which the costs are learned, takes fewer.
@@ -30,6 +31,8 @@ class LastLook:
 class StoreLook:
     """The state of the store `at` its own time (Unix seconds).
 
+    `scheduled` tells that a submission by the clock waits for a worker that makes it.
+
     `batches` are new, newest first, and `traced` are some of them with their items. `cut_off` tells that there were
     more batches than a look takes. `tenants` has the tenants of the jobs in `traced`, `times` those of some items.
     """
@@ -38,6 +41,7 @@ class StoreLook:
     demand: Sequence[Demand]
     dead: int
     pauses: Sequence[Pause] = ()
+    scheduled: bool = False
     lanes: frozenset[int]
     batches: Sequence[Batch]
     traced: Sequence[Batch] = ()
@@ -59,6 +63,7 @@ def look_at_store(store: Store, last: LastLook | None) -> StoreLook:
         demand=demand,
         dead=store.figures.dead_letters(),
         pauses=store.pauses.every(),
+        scheduled=store.schedules.are_due(ANY_HOST),
         lanes=frozenset(tenant.lane for tenant in store.tenants.every()),
         batches=batches,
         traced=traced,

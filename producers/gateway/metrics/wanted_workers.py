@@ -46,11 +46,12 @@ def wanted_workers(
     at: float,
     messages: int = 0,
     within_s: Mapping[Priority, float] = WITHIN_S,
+    scheduled: bool = False,
 ) -> Wanted:
     """Return the number of workers for the unfinished work `at` the store's time, without paused work.
 
     `costs` are the seconds of a device for an item of each model. `messages` wait beside the store's envelopes: there
-    is no telling how long they take, so they want a worker, and no more.
+    is no telling how long they take, so they want a worker, and no more. So does a `scheduled` submission that is due.
     """
     demand = [one for one in demand if one.envelopes > one.paused]
     seconds = sum(_seconds(one, costs) for one in demand)
@@ -58,14 +59,16 @@ def wanted_workers(
     needs = [*_by_priority(demand, costs, within_s), *_by_deadline(demand, costs, at)]
     most = max(needs, key=lambda need: need.workers, default=_Need(0.0, "nothing waits"))
     if most.workers <= 1.0:
-        most = _Need(most.workers, _reason_for_one(demand, messages))
-    workers = max(math.ceil(round(most.workers, 6)), int(bool(demand or messages)))
+        most = _Need(most.workers, _reason_for_one(demand, messages, scheduled=scheduled))
+    workers = max(math.ceil(round(most.workers, 6)), int(bool(demand or messages or scheduled)))
     return Wanted(workers=workers, seconds=seconds, reason=most.reason, unmeasured=unmeasured)
 
 
-def _reason_for_one(demand: Sequence[Demand], messages: int) -> str:
+def _reason_for_one(demand: Sequence[Demand], messages: int, *, scheduled: bool) -> str:
     if demand:
         return "a worker does the work in time"
+    if scheduled:
+        return "a scheduled submission is due"
     return "messages wait, or are held by a worker, that are not in the store" if messages else "nothing waits"
 
 

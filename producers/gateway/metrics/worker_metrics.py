@@ -25,6 +25,7 @@ GAUGES = {
 #: The figure of each counter, with its meaning.
 COUNTERS = {
     "argosy_worker_postponed_results": ("postponed_results", "Results that a worker left for later."),
+    "argosy_worker_cached_results": ("cached_results", "Results that a worker took from earlier jobs."),
     "argosy_worker_transactions": ("transactions", "Transactions of a worker."),
     "argosy_worker_transaction_seconds": ("transaction_s", "Time of these transactions."),
     "argosy_worker_cpu_seconds": ("cpu_s", "Processor time of the worker's process, without its device process."),

@@ -20,9 +20,18 @@ from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
-from producers.gateway.schemas import MOST_OPENED, LinesOptions, NewJobBody, SubmissionOptions, item_of, opened
+from producers.gateway.schemas import (
+    MOST_OPENED,
+    LinesOptions,
+    NewJobBody,
+    NewPriority,
+    SubmissionOptions,
+    item_of,
+    opened,
+)
 from producers.gateway.views import job_view, webhook_view
 from producers.wire.errors import InputTooLarge, InvalidInput
+from producers.wire.messages import Priority
 from results_store.records import JobFilter, JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
@@ -130,6 +139,15 @@ async def cancel(job: str, gateway: Here, caller: Member, by: By) -> Response:
     """Cancel the rest of a job. Items that are not computed yet end as `cancelled` when a worker reaches them."""
     await gateway.job(job, caller)
     return Json(job_view(await gateway.client.ask(lambda store: store.cancel_job(job, by=by))))
+
+
+@router.post("/{job}/priority", responses=answer_of(api_answers.JOB))
+async def prioritize(job: str, body: NewPriority, gateway: Here, caller: Member, by: By) -> Response:
+    """Give a job another priority. Its items that no worker holds move to it within seconds."""
+    await gateway.job(job, caller)
+    priority = int(Priority[body.priority.upper()])
+    await gateway.client.ask(lambda store: store.prioritize_job(job, priority, by=by))
+    return Json(job_view(await gateway.job(job, caller)))
 
 
 async def submit_job(

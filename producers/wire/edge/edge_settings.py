@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from datetime import time
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -24,6 +25,8 @@ KEY_VARIABLE = "ARGOSY_EDGE_KEY"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TIME = r"([01]\d|2[0-3]):[0-5]\d"
+_HOURS = re.compile(f"{_TIME}-{_TIME}")
 
 
 class EdgeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +65,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     `wait_s` (0: without limit). At most `spool_items` items, and `spool_mib` of their inputs, wait for the centre; when
     they are full, the oldest (``drop-oldest``) or the new one (``refuse-new``) is answered by the site alone. A centre
     that says nothing for `answer_s` counts as away. With `share_load`, items that the site's own models would compute
-    after their deadline go to the centre without being asked here.
+    after their deadline go to the centre without being asked here. At most `max_kbit_s` of inputs a second are sent on
+    (0: without limit), and only in these `hours` of the site's local time, as "22:00-06:00" (empty: always).
     """
 
     site: str = ""
@@ -72,6 +76,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     wait_s: float = 0.0
     answer_s: float = 30.0
     share_load: bool = False
+    max_kbit_s: float = 0.0
+    hours: str = ""
     spool_items: int = 100_000
     spool_mib: float = 1024.0
     when_full: Literal["drop-oldest", "refuse-new"] = "drop-oldest"
@@ -93,10 +99,24 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError("`wait_s` must be a number of seconds, or 0 for no limit")
         if not 0 < self.answer_s < math.inf:
             raise ValueError("`answer_s` must be a number of seconds over 0")
+        self._check_sending()
         if self.spool_items < 1 or not self.spool_mib > 0:
             raise ValueError("`spool_items` must be 1 or more, `spool_mib` over 0")
         if not self.tasks:
             raise ValueError("`tasks` is empty; name a task, as [edge.tasks.sentiment]")
+
+    def _check_sending(self) -> None:
+        if not 0 <= self.max_kbit_s < math.inf:
+            raise ValueError("`max_kbit_s` must be a number of kilobits a second, or 0 for no limit")
+        if self.hours and not _HOURS.fullmatch(self.hours):
+            raise ValueError('`hours` must be two times of a day, as "22:00-06:00", or empty')
+
+    def sends_at(self, now: time) -> bool:
+        """Return whether items may be sent on at a time of the day. Hours from a time to the same time are all."""
+        if not self.hours:
+            return True
+        begin, end = map(time.fromisoformat, self.hours.split("-"))
+        return begin <= now < end if begin < end else now >= begin or now < end
 
     def key(self, environment: Mapping[str, str]) -> str:
         """Return the key for the centre. Raises ConfigurationError if there is none."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface import tokenizer_file
+from workers.models.huggingface.ascii_texts import AsciiTexts, encode_batch, start_pool
 from workers.models.huggingface.checkpoint import Checkpoint, loading
 
 if TYPE_CHECKING:
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 #: The text to cut if a pair is too long.
 Cut: TypeAlias = Literal["longest_first", "only_first", "only_second"]
 
-#: Characters of texts that are tokenised together: a token takes some 100 bytes until its text is prepared.
-TOGETHER = 2**18
+#: Characters of texts that are tokenised together: a token takes some 100 bytes until its text is prepared, and other
+#: texts wait until the pool of threads is free.
+TOGETHER = 2**16
+
+#: Fewer texts are tokenised one by one, so that they do not wait for that pool.
+FEW = 8
 
 #: The spaces that transformers removes if a folder sets `clean_up_tokenization_spaces`, in its order.
 _CLEANED = (
@@ -84,11 +89,13 @@ class Tokenizing:
         """Tokenise texts together, for the calls of `encode` that this thread makes in the context.
 
         Other threads compute meanwhile, which `encode` does not let them. Without `offsets`, the encodings lack the
-        tokens' positions in the text, and take a fifth less time. Texts beyond `TOGETHER` are left to `encode`.
+        tokens' positions in the text, and take less time. Texts beyond `TOGETHER`, or fewer than `FEW`, are left to
+        `encode`.
         """
         ends = itertools.accumulate(map(len, texts))
-        together = [text for text, end in zip(texts, ends, strict=True) if end <= TOGETHER]
-        encode = self.tokenizer.encode_batch if offsets else self.tokenizer.encode_batch_fast
+        together = [text for text, end in zip(texts, ends, strict=True) if end <= TOGETHER and len(texts) >= FEW]
+        start_pool()
+        encode = self.tokenizer.encode_batch if offsets else self._encode_batch
         try:
             self._ahead.encodings = dict(zip(together, encode(together), strict=True))
         except BaseException as error:
@@ -109,10 +116,17 @@ class Tokenizing:
         while begin < len(texts):
             ends = itertools.accumulate(map(len, itertools.islice(texts, begin, None)))
             count = sum(1 for _ in itertools.takewhile(lambda end: end <= TOGETHER, ends)) or 1
-            encodings = self.tokenizer.encode_batch_fast(texts[begin : begin + count])
+            encodings = self._encode_batch(texts[begin : begin + count])
             found += [encoding.ids for encoding in encodings]
             begin += count
         return found
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        return encode_batch(self.tokenizer, self._ascii_texts, texts)
+
+    @cached_property
+    def _ascii_texts(self) -> AsciiTexts | None:
+        return AsciiTexts.of(self._read())
 
     @cached_property
     def has_types(self) -> bool:

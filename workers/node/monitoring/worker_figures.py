@@ -45,8 +45,9 @@ class WorkerFigures:
     def ended(self, summary: Mapping[str, Any]) -> None:
         """Count the summary of an envelope's run."""
         self._count("envelopes_skipped" if "skipped" in summary else "envelopes_done")
-        if postponed := summary.get("postponed"):
-            self._count("postponed_results", postponed)
+        for name in ("postponed", "cached"):
+            if number := summary.get(name):
+                self._count(f"{name}_results", number)
 
     def _count(self, name: str, number: int = 1) -> None:
         with self._lock:

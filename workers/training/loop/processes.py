@@ -80,9 +80,9 @@ def run(do: Callable[[Process, Work], object], work: Work, *, count: int, device
         with _group(_of_torchrun(device), _meeting_of_torchrun()) as process:
             do(process, work)
     elif count == 1 and not group:
-        do(Process(device=_placed(device, 0)), work)
+        do(Process(device=placed(device, 0)), work)
     else:
-        _placed(device, count - 1)
+        placed(device, count - 1)
         with tempfile.TemporaryDirectory(prefix="argosy-training-") as folder:
             meeting = f"file://{Path(folder) / 'meeting'}"
             if count == 1:
@@ -103,10 +103,11 @@ def _start(arguments: tuple[Any, ...], count: int) -> None:
 def _of_torchrun(device: str) -> Process:
     environment = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")}
     local = int(os.environ.get("LOCAL_RANK", environment["RANK"]))
-    return Process(environment["RANK"], environment["WORLD_SIZE"], _placed(device, local))
+    return Process(environment["RANK"], environment["WORLD_SIZE"], placed(device, local))
 
 
-def _placed(device: str, local_rank: int) -> str:
+def placed(device: str, local_rank: int) -> str:
+    """Return the device of a process of this machine. Raises ConfigurationError without a GPU for it."""
     if device != "cuda":
         return device
     if not torch.cuda.is_available():
@@ -119,7 +120,7 @@ def _placed(device: str, local_rank: int) -> str:
 def _member(rank: int, do: Callable[[Process, Any], object], work: Any, count: int, device: str, meeting: str) -> None:
     if count > 1:
         torch.set_num_threads(max(1, devices.available_cores() // count))
-    with _group(Process(rank, count, _placed(device, rank)), meeting) as process:
+    with _group(Process(rank, count, placed(device, rank)), meeting) as process:
         do(process, work)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,11 @@ from workers.training.splits.splitting import Batch, Splitting
 from workers.training.training_batches import by_size
 
 LOG = "log.jsonl"
+
+
+class TrainingStopped(Exception):
+    """A training was asked to stop, and has written a checkpoint."""
+
 
 _WARM_UP = 0.1
 _MOST_NORM = 1.0
@@ -77,13 +82,20 @@ def train(process: Process, work: Work) -> list[LogLine]:
     return list(steps(process, work))
 
 
-def steps(process: Process, work: Work) -> Iterator[LogLine]:
-    """Take a step for each item that the caller asks for. Raises ConfigurationError."""
+def _never() -> bool:
+    return False
+
+
+def steps(process: Process, work: Work, stopping: Callable[[], bool] = _never) -> Iterator[LogLine]:
+    """Take a step for each item that the caller asks for. Raises ConfigurationError.
+
+    Once a single process finds `stopping` true, it writes a checkpoint and raises TrainingStopped.
+    """
     _check(process, work)
     work.out.mkdir(parents=True, exist_ok=True)
     link = SlowLink(work.link_bytes_per_s) if work.link_bytes_per_s else None
     try:
-        yield from prepare(process, work, link).run()
+        yield from prepare(process, work, link).run(stopping)
     finally:
         if link:
             link.close()
@@ -120,7 +132,7 @@ class Trainer:
         self.known = work.corpus.examples("train", process.device)
         self.unseen = work.corpus.examples("validation", process.device)
 
-    def run(self) -> Iterator[LogLine]:
+    def run(self, stopping: Callable[[], bool] = _never) -> Iterator[LogLine]:
         corpus, recipe = self.work.corpus, self.recipe
         drawn = Schedule(corpus.stream_sizes, recipe.rows, recipe.temperature, recipe.seed, corpus.stream_tasks)
         if self.process.is_first:
@@ -143,8 +155,11 @@ class Trainer:
                     wait([coming])  # a tokenizer serves one thread at a time
                 given, whole = sent.given_bytes, sent.uncompressed_bytes
                 line = LogLine(self.progress.step, seconds, losses, given, whole, self._evaluation())
-                self._keep(line)
+                stops = stopping()
+                self._keep(line, stops=stops)
                 yield line
+                if stops and coming is not None and self.progress.stale < recipe.patience:
+                    raise TrainingStopped
 
     def _coming(self, reader: ThreadPoolExecutor, steps: Iterator[list[Place]]) -> Future[list[Batch]] | None:
         places = next(steps, None)
@@ -196,13 +211,13 @@ class Trainer:
         with torch.no_grad():  # in inference mode, FSDP would gather weights that cannot learn afterwards
             return self.work.corpus.scores(self.split.judged(self.unseen, batches))
 
-    def _keep(self, line: LogLine) -> None:
+    def _keep(self, line: LogLine, *, stops: bool) -> None:
         done = line.step == self.recipe.steps or self.progress.stale >= self.recipe.patience
         every = self.work.checkpoint_every
         if self.process.is_first:
             with (self.work.out / LOG).open("ab") as file:
                 file.write(msgspec.json.encode(line) + b"\n")
-        if every and (done or line.step % every == 0):
+        if stops or (every and (done or line.step % every == 0)):
             training_checkpoint.save(self.work.out, self.recipe, self.progress, self.network, self.optimiser)
 
 

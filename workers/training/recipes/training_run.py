@@ -131,10 +131,14 @@ def follow(process: Process) -> None:
             trainer.train(process, work)
 
 
-def run(training: RecipeTraining, show: Show) -> TrainingCard:
+def _never() -> bool:
+    return False
+
+
+def run(training: RecipeTraining, show: Show, stopping: Callable[[], bool] = _never) -> TrainingCard:
     """Train to the end, from the last checkpoint if there is one, and write the folder. Raises ConfigurationError.
 
-    The first of several processes calls this; the others `follow`.
+    The first of several processes calls this; the others `follow`. See `trainer.steps` for `stopping`.
     """
     subject, recipe = subject_of(training), loop_recipe(training)
     table, device = training.recipe.train, training.process.device
@@ -143,7 +147,7 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
         checkpoint_every=table.checkpoint_every,
     )  # fmt: skip
     processes.tell(work)
-    for line in trainer.steps(training.process, work):
+    for line in trainer.steps(training.process, work, stopping):
         show(line, recipe.steps)
     log = list(trainer.read_log(training.out))
     curves.draw(training.out, log, {task.name: task.metric for task in training.tasks})
@@ -166,15 +170,20 @@ def run(training: RecipeTraining, show: Show) -> TrainingCard:
     return card
 
 
-def compare(training: RecipeTraining, card: TrainingCard, show: Callable[[str], Show]) -> TrainingCard:
+def compare(
+    training: RecipeTraining,
+    card: TrainingCard,
+    show: Callable[[str], Show],
+    stopping: Callable[[], bool] = _never,
+) -> TrainingCard:
     """Train each task alone, and all on the frozen backbone, with the same rows and settings; return the whole card."""
     tasks = dict(card.tasks)
     for task in training.tasks:
-        alone = run(_alone(training, task.name), show(f"{task.name} alone"))
+        alone = run(_alone(training, task.name), show(f"{task.name} alone"), stopping)
         tasks[task.name] = msgspec.structs.replace(tasks[task.name], alone=main(alone.tasks[task.name]))
     has_heads = any(task.head for task in training.tasks) and _subject(training.tasks).has_backbone
     if training.recipe.train.sharing != "frozen" and has_heads:
-        frozen = run(_frozen(training), show("frozen backbone"))
+        frozen = run(_frozen(training), show("frozen backbone"), stopping)
         for name, own in frozen.tasks.items():
             tasks[name] = msgspec.structs.replace(tasks[name], frozen=main(own))
     whole = msgspec.structs.replace(card, tasks=tasks)

@@ -1,0 +1,1 @@
+"""Submissions by the clock: `argosy schedule`, and the process that makes them."""

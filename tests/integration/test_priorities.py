@@ -1,0 +1,111 @@
+"""The priority of a job that waits: what no worker holds moves, once, and in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from producers.client.client import Client
+from producers.commands.main import main
+from producers.wire.errors import InvalidInput
+from producers.wire.messages import Envelope, Item, Priority
+from results_store.errors import UnknownJob
+from results_store.records import Claim
+from results_store.store import Store
+from tests.integration.rows import new_envelope, new_job
+from tests.integration.test_execution import Rig, reference
+from tests.integration.test_retries import sqlite_only
+
+__all__ = ["sqlite_only"]
+
+BULK, INTERACTIVE = int(Priority.BULK), int(Priority.INTERACTIVE)
+
+
+@pytest.fixture
+def rig(store: Store) -> Iterator[Rig]:
+    with Rig(store) as rig:
+        yield rig
+
+
+def overdue(store: Store) -> dict[str, int]:
+    return {envelope.id: envelope.priority for envelope in store.take_overdue(overdue_s=1000)}
+
+
+def test_what_no_worker_holds_moves_and_is_published_again(store: Store) -> None:
+    """Accepted and published envelopes; a held one and another job's keep their priority."""
+    named = ("accepted", "published", "held")
+    store.add_envelopes([new_envelope(name, created_at=None) for name in named], jobs=[new_job()])
+    store.add_envelopes([new_envelope("other", job="another", created_at=None)], jobs=[new_job("another")])
+    store.mark_published(["published", "held", "other"])
+    store.claim(["held"], worker="w", lease_s=60)
+    assert overdue(store) == {}
+    assert store.prioritize_job("job", INTERACTIVE) == 2
+    assert overdue(store) == {"accepted": INTERACTIVE, "published": INTERACTIVE}
+    assert store.prioritize_job("job", INTERACTIVE) == 0
+    assert overdue(store) == {}
+    assert (store.job("job").priority, store.job("another").priority) == (INTERACTIVE, BULK)
+    assert {(depth.priority, depth.envelopes) for depth in store.depth()} == {(INTERACTIVE, 2), (BULK, 2)}
+    store.release(["held"], worker="w")
+    assert store.prioritize_job("job", INTERACTIVE) == 1
+    with pytest.raises(UnknownJob):
+        store.prioritize_job("none", BULK)
+
+
+def test_what_waits_for_the_end_of_a_pause_waits_on(store: Store) -> None:
+    store.add_envelopes([new_envelope("e0")], jobs=[new_job()])
+    store.pauses.pause("model", "text")
+    assert store.claim(["e0"], worker="w", lease_s=60)["e0"].verdict is Claim.WAITING
+    assert store.prioritize_job("job", INTERACTIVE) == 1
+    assert overdue(store) == {}
+    store.pauses.resume("model", "text")
+    assert overdue(store) == {"e0": INTERACTIVE}
+
+
+def bulk(rig: Rig, priority: Priority) -> Envelope:
+    return rig.accept(items=tuple(Item(seq, f"text {seq}", ("say",)) for seq in range(10)), priority=priority)
+
+
+def priorities(rig: Rig) -> list[dict[str, int]]:
+    return [batch.priorities for batch in rig.batches]
+
+
+def test_an_envelope_runs_with_the_priority_that_it_has_now(rig: Rig) -> None:
+    """By whichever of its messages it is begun; the other one finds it done."""
+    envelope = bulk(rig, Priority.BULK)
+    rig.store.prioritize_job(envelope.job, INTERACTIVE)
+    assert rig.run(reference(envelope)) == {"items": 10, "succeeded": 10}
+    assert {name for one in priorities(rig) for name in one} == {str(INTERACTIVE)}
+    assert rig.run(reference(envelope, priority=INTERACTIVE)) == {"skipped": "done"}
+
+
+def test_an_envelope_that_became_less_urgent_is_not_begun_from_its_earlier_list(rig: Rig) -> None:
+    """Else lowering a priority would change nothing: all its messages are in the urgent list."""
+    envelope = bulk(rig, Priority.INTERACTIVE)
+    rig.store.prioritize_job(envelope.job, BULK)
+    assert rig.run(reference(envelope)) == {"skipped": "waiting"}
+    assert rig.batches == []
+    assert overdue(rig.store) == {envelope.id: BULK}
+    assert rig.run(reference(envelope)) == {"skipped": "waiting"}, "nor once it is published"
+    assert rig.run(reference(envelope, priority=BULK)) == {"items": 10, "succeeded": 10}
+    assert {name for one in priorities(rig) for name in one} == {str(BULK)}
+    assert rig.row(envelope)["attempts"] == 1
+
+
+def test_the_client_and_the_command_change_it(
+    sqlite_only: Store, broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(sqlite_only._database.url)
+    with Client(broker_url, url) as client:
+        job = client.submit_many("topic", ["a", "b"])
+        assert job.prioritize("interactive") == 1
+        assert job.progress().priority == INTERACTIVE
+        with pytest.raises(InvalidInput, match="priority: must be a Priority or its name"):
+            job.prioritize("urgent")
+    monkeypatch.setenv("ARGOSY_STORE_URL", url)
+    told: Any = CliRunner().invoke(main, ["priority", job.id, "bulk"])
+    assert told.stderr == f"job {job.id}: 1 envelopes are bulk now\n"
+    assert sqlite_only.job(job.id).priority == BULK
+    assert CliRunner().invoke(main, ["priority", job.id, "urgent"]).exit_code == 2

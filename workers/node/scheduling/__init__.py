@@ -1,0 +1,1 @@
+"""Submissions by the clock, in a node."""
