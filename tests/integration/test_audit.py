@@ -14,6 +14,7 @@ from producers.gateway.keys import new_key
 from results_store.records import ResultState, Tenant
 from results_store.sql.auditing.audit_log import Actor, AuditEntry
 from results_store.sql.database import Weight
+from results_store.sql.waiting.schedules import Planned, Schedule
 from results_store.store import Store
 from tests.integration.rows import result, submit
 
@@ -30,13 +31,19 @@ def test_every_change_is_written_down_once(store: Store) -> None:
     """Nothing that changed nothing is; who, the subject and the details are, by the store's clock."""
     failed_job(store)
     _, key = new_key("laptop", "ours", created_at=0)
+    nightly = Schedule(name="nightly", submission="{}", next_at=None)
     changes: list[Callable[[], object]] = [
         lambda: store.pauses.pause("model", "text", "bad weights", by=ANN),
         lambda: store.pauses.resume("model", "text", by=ANN),
         lambda: store.keys.add(key, by=ANN),
         lambda: store.keys.remove("laptop", by=ANN),
         lambda: store.dead_letters.replay(job="job", by=ANN),
+        lambda: store.prioritize_job("job", 0, by=ANN),
         lambda: store.cancel_job("job", by=ANN),
+        lambda: store.schedules.add(nightly, by=ANN),
+        lambda: store.schedules.pause("nightly", by=ANN),
+        lambda: store.schedules.resume("nightly", lambda *_: Planned(None, None), by=ANN),
+        lambda: store.schedules.remove("nightly", by=ANN),
     ]
     before = store.now()
     for change in changes:
@@ -55,7 +62,12 @@ def test_every_change_is_written_down_once(store: Store) -> None:
         ("keys add", "key:laptop", {"role": "member", "tenant": "ours"}),
         ("keys remove", "key:laptop", {}),
         ("replay", "job:job", {}),
+        ("priority", "job:job", {"priority": 0}),
         ("cancel", "job:job", {}),
+        ("schedule add", "schedule:nightly", {}),
+        ("schedule pause", "schedule:nightly", {}),
+        ("schedule resume", "schedule:nightly", {}),
+        ("schedule remove", "schedule:nightly", {}),
         ("tenants set", "tenant:acme", {"weight": 3.0}),
         ("models reload", "model:text", {"generation": 1}),
         ("purge", "jobs", {"finished_before": 5.0}),
