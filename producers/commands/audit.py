@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def audit(text: str, *, limit: int, since_s: float | None, as_json: bool) -> None:
     """List what operators and members changed, newest first: who, when, from where.
 
-    These are pauses, cancellations, replays, purges, keys, tenants and reloads of models, from the page, over HTTP and
-    by commands. TEXT limits them to entries with this text in their action, subject, tenant or name. Times are by the
-    store's clock. Workers delete entries after `audit_days`.
+    These are pauses, cancellations, replays, purges, priorities, schedules, keys, tenants and reloads of models, from
+    the page, over HTTP and by commands. TEXT limits them to entries with this text in their action, subject, tenant
+    or name. Times are by the store's clock. Workers delete entries after `audit_days`.
 
     \b
     argosy audit

@@ -110,9 +110,11 @@ def prioritize_job(connection: Connection, job: str, priority: int, by: Actor | 
                 published_at=case((waits, envelopes.c.published_at)),
             )
         )
-    if connection.execute(update(jobs).where(jobs.c.id == job).values(priority=priority)).rowcount == 0:
+    other = update(jobs).where(jobs.c.id == job, jobs.c.priority != priority).values(priority=priority)
+    if connection.execute(other).rowcount or ids:
+        note(connection, by, "priority", f"job:{job}", priority=priority)
+    elif connection.execute(select(jobs.c.id).where(jobs.c.id == job)).first() is None:
         raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
-    note(connection, by, "prioritize", f"job:{job}", priority=priority)
     return len(ids)
 
 

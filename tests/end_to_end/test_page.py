@@ -232,8 +232,10 @@ def name_all(store: Store, port: int) -> str:
     answer(store, job, envelope, whole, keys={2 * n: name[:200] for n, name in enumerate(NAMES.values())})
     now = time.time()
     for name in NAMES.values():
-        store.keys.add(new_key(name[:200], "", created_at=now)[1])
-        store.audit.note(Actor(name=name, source="http", address=name), name[:500], f"key:{name}", reason=name)
+        by = Actor(name=name, source="http", address=name)
+        store.keys.add(new_key(name[:200], "", created_at=now)[1], by=by)
+        store.pauses.pause("task", name, name, by=by)
+        store.pauses.resume("task", name, by=by)
     store.commit(
         [],
         batches=[

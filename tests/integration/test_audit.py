@@ -14,6 +14,7 @@ from producers.gateway.keys import new_key
 from results_store.records import ResultState, Tenant
 from results_store.sql.auditing.audit_log import Actor, AuditEntry
 from results_store.sql.database import Weight
+from results_store.sql.waiting.schedules import Planned, Schedule
 from results_store.store import Store
 from tests.integration.rows import result, submit
 
@@ -30,13 +31,19 @@ def test_every_change_is_written_down_once(store: Store) -> None:
     """Nothing that changed nothing is; who, the subject and the details are, by the store's clock."""
     failed_job(store)
     _, key = new_key("laptop", "ours", created_at=0)
+    nightly = Schedule(name="nightly", submission="{}", next_at=None)
     changes: list[Callable[[], object]] = [
         lambda: store.pauses.pause("model", "text", "bad weights", by=ANN),
         lambda: store.pauses.resume("model", "text", by=ANN),
         lambda: store.keys.add(key, by=ANN),
         lambda: store.keys.remove("laptop", by=ANN),
         lambda: store.dead_letters.replay(job="job", by=ANN),
+        lambda: store.prioritize_job("job", 0, by=ANN),
         lambda: store.cancel_job("job", by=ANN),
+        lambda: store.schedules.add(nightly, by=ANN),
+        lambda: store.schedules.pause("nightly", by=ANN),
+        lambda: store.schedules.resume("nightly", lambda *_: Planned(None, None), by=ANN),
+        lambda: store.schedules.remove("nightly", by=ANN),
     ]
     before = store.now()
     for change in changes:
@@ -55,7 +62,12 @@ def test_every_change_is_written_down_once(store: Store) -> None:
         ("keys add", "key:laptop", {"role": "member", "tenant": "ours"}),
         ("keys remove", "key:laptop", {}),
         ("replay", "job:job", {}),
+        ("priority", "job:job", {"priority": 0}),
         ("cancel", "job:job", {}),
+        ("schedule add", "schedule:nightly", {}),
+        ("schedule pause", "schedule:nightly", {}),
+        ("schedule resume", "schedule:nightly", {}),
+        ("schedule remove", "schedule:nightly", {}),
         ("tenants set", "tenant:acme", {"weight": 3.0}),
         ("models reload", "model:text", {"generation": 1}),
         ("purge", "jobs", {"finished_before": 5.0}),
@@ -78,12 +90,12 @@ def test_a_change_whose_entry_cannot_be_written_is_not_made(store: Store) -> Non
 def test_entries_come_by_pages_and_go_after_their_time(store: Store) -> None:
     """Newest first; a text finds its action, subject, tenant or name; what any of them holds is text."""
     for number in range(5):
-        store.audit.note(ANN, "pause", f"model:{number}%")
-    store.audit.note(Actor(name="bob\x00\x1b", source="command"), "purge", "jobs", reason="x" * 900)
+        store.pauses.pause("model", f"{number}%", by=ANN)
+    store.pauses.pause("task", "look", "x" * 900, by=Actor(name="bob\x00\x1b", source="command"))
     first = store.audit.newest(limit=2)
     rest = store.audit.newest(limit=9, before=(first[-1].at, first[-1].id))
-    assert [entry.subject for entry in (*first, *rest)] == ["jobs", *(f"model:{n}%" for n in reversed(range(5)))]
-    assert [len(store.audit.newest(text=wanted)) for wanted in ("PAUSE", "3%", "ours", "bob", "%3")] == [5, 1, 5, 1, 0]
+    assert [entry.subject for entry in (*first, *rest)] == ["task:look", *(f"model:{n}%" for n in reversed(range(5)))]
+    assert [len(store.audit.newest(text=wanted)) for wanted in ("PAUSE", "3%", "ours", "bob", "%3")] == [6, 1, 5, 1, 0]
     assert len(first[0].detail["reason"]) == 500
     assert store.audit.newest(since=store.now() + 60) == []
     assert store.retention.purge_audit(older_than_s=3600) == 0

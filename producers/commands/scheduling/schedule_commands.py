@@ -14,7 +14,7 @@ import click
 
 from producers.commands.operate import Duration, open_store
 from producers.commands.submit import SourceOptions, json_option, source_options
-from producers.wire.command_line import ROWS, say
+from producers.wire.command_line import ROWS, say, user
 
 if TYPE_CHECKING:
     from producers.client.client import Client
@@ -95,7 +95,7 @@ def add(
             starting_deadline_s=starting_deadline_s,
             next_at=timing.next_after(now),
         )
-        if not client.ask(lambda store: store.schedules.add(new)):
+        if not client.ask(lambda store: store.schedules.add(new, by=user())):
             raise click.UsageError(f"there is already a schedule {name!r}; `argosy schedule remove {name}` first")
     on = f" on {host}" if host else ""
     say(f"schedule {name}: next run {_when(new.next_at, timing.zone)}{on}", err=True)
@@ -140,7 +140,7 @@ def remove(name: str) -> None:
     """Remove a schedule. Its jobs stay; `argosy cancel` ends them."""
     with open_store() as store:
         _known(name, store.schedules.every())
-        store.schedules.remove(name)
+        store.schedules.remove(name, by=user())
     say(f"schedule {name} removed", err=True)
 
 
@@ -150,7 +150,7 @@ def pause(name: str) -> None:
     """Let a schedule have no more runs until it is resumed. A run that has begun goes on."""
     with open_store() as store:
         _known(name, store.schedules.every())
-        store.schedules.pause(name)
+        store.schedules.pause(name, by=user())
     say(f"schedule {name} is paused", err=True)
 
 
@@ -162,7 +162,7 @@ def resume(name: str) -> None:
 
     with open_store() as store:
         _known(name, store.schedules.every())
-        store.schedules.resume(name, planned)
+        store.schedules.resume(name, planned, by=user())
         (now,) = [one for one in store.schedules.every() if one.name == name]
     say(f"schedule {name} goes on: next run {_when(now.next_at)}", err=True)
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 from sqlalchemy import Connection, insert, select, tuple_
 
 from results_store.sql.columns import clock, text
-from results_store.sql.database import Database, Weight
+from results_store.sql.database import Database
 from results_store.sql.schema import audit_log
 
 #: The most characters of a name or a reason in an entry.
@@ -88,8 +88,3 @@ class AuditLog:
             wanted = wanted.where(about.icontains(text, autoescape=True))
         with self._database.read() as connection:
             return [AuditEntry(**row) for row in connection.execute(wanted).mappings()]
-
-    def note(self, by: Actor, action: str, subject: str, **detail: object) -> None:
-        """Write the entry of a change that has no transaction of its own in this store."""
-        with self._database.write(Weight.ACCEPTED) as connection:
-            note(connection, by, action, subject, **detail)

@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 
+from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.columns import clock, text
 from results_store.sql.database import Database, Weight
 from results_store.sql.driver_statements import store_time
@@ -113,7 +114,7 @@ class Schedules:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, schedule: Schedule) -> bool:
+    def add(self, schedule: Schedule, *, by: Actor | None = None) -> bool:
         """Add a schedule. Return False if there is another with its name."""
         row: dict[str, Any] = {
             "name": schedule.name,
@@ -124,7 +125,10 @@ class Schedules:
         times = {"planned_from": clock(), "created_at": clock()}
         with self._database.write(Weight.ACCEPTED) as connection:
             new = insert_new(connection, schedules).values(row | times).returning(schedules.c.name)
-            return connection.execute(new).first() is not None
+            if connection.execute(new).first() is None:
+                return False
+            note(connection, by, "schedule add", f"schedule:{schedule.name}")
+            return True
 
     def every(self) -> list[Schedule]:
         """Return the schedules by name."""
@@ -140,18 +144,26 @@ class Schedules:
         with self._database.read() as connection:
             return [ScheduleRun(**row) for row in connection.execute(newest).mappings()]
 
-    def remove(self, name: str) -> bool:
+    def remove(self, name: str, *, by: Actor | None = None) -> bool:
         """Remove a schedule with its runs. Return whether there was one. Jobs that were submitted stay."""
         with self._database.write(Weight.ACCEPTED) as connection:
             connection.execute(delete(schedule_runs).where(schedule_runs.c.schedule == name))
-            return connection.execute(delete(schedules).where(schedules.c.name == name)).rowcount > 0
+            if not connection.execute(delete(schedules).where(schedules.c.name == name)).rowcount:
+                return False
+            note(connection, by, "schedule remove", f"schedule:{name}")
+            return True
 
-    def pause(self, name: str) -> bool:
+    def pause(self, name: str, *, by: Actor | None = None) -> bool:
         """Let a schedule have no more runs. Return whether there is one; a run that has begun goes on."""
-        paused = func.coalesce(schedules.c.paused_at, clock())
-        return self._change(name, {"paused_at": paused})
+        mine = schedules.c.name == name
+        running = update(schedules).where(mine, schedules.c.paused_at.is_(None))
+        with self._database.write(Weight.ACCEPTED) as connection:
+            if connection.execute(running.values(paused_at=clock())).rowcount:
+                note(connection, by, "schedule pause", f"schedule:{name}")
+                return True
+            return connection.execute(select(schedules.c.name).where(mine)).first() is not None
 
-    def resume(self, name: str, plan: Plan) -> bool:
+    def resume(self, name: str, plan: Plan, *, by: Actor | None = None) -> bool:
         """End a pause. Return whether there is such a schedule. Times that passed meanwhile are left out."""
         with self._database.write(Weight.ACCEPTED) as connection:
             mine = schedules.c.name == name
@@ -162,11 +174,8 @@ class Schedules:
                 now = store_time(connection)
                 _replan(connection, name, plan(_schedule(found), now).next_at, now)
                 connection.execute(update(schedules).where(mine).values(paused_at=None))
+                note(connection, by, "schedule resume", f"schedule:{name}")
             return True
-
-    def _change(self, name: str, values: dict[str, Any]) -> bool:
-        with self._database.write(Weight.ACCEPTED) as connection:
-            return connection.execute(update(schedules).where(schedules.c.name == name).values(values)).rowcount > 0
 
     # --- runs ---
 
