@@ -193,6 +193,7 @@ class Bench:
             edge, centre = (stage.ask(name, judged) for name in (task.name, ONLY_CENTRE))
             crowded = stage.ask(task.name, judged, in_flight=64)
             memory_mib, start_s = stage.site.memory_mib, stage.site.start_s
+            memory_by_process = stage.site.memory_by_process
         with self._stage(kind, threshold) as stage:
             stage.ask(CASCADE, chosen[:4])
             cascade = stage.ask(CASCADE, judged)
@@ -203,6 +204,7 @@ class Bench:
             "threshold": threshold,
             "threshold_reached": reached,
             "memory_mib": memory_mib,
+            "memory_by_process_mib": memory_by_process,
             "start_s": start_s,
             "items_per_s": round(len(judged) / crowded["seconds"], 2),
             "edge": _judged(edge, labels),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -55,7 +56,7 @@ class OneCore:
 
 class SiteProcess:
     """`argosy edge`, from `start` to `stop`. `start_s` are the seconds until programs find it, `memory_mib` is its peak
-    (PSS of all its processes).
+    (PSS of all its processes), and `memory_by_process` what each had then.
     """
 
     def __init__(self, file: Path, home: Path, link: TunnelLink, core: OneCore) -> None:
@@ -65,7 +66,8 @@ class SiteProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._look, name="memory of the site")
-        self.start_s = self.memory_mib = 0.0
+        self.start_s, self.memory_mib = 0.0, 0
+        self.memory_by_process: dict[str, int] = {}
 
     @property
     def store_url(self) -> str:
@@ -139,14 +141,21 @@ class SiteProcess:
 
     def _look(self) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
-            pss = sum(_pss(one) for one in self._family())
-            self.memory_mib = max(self.memory_mib, round(pss / 2**20, 1))
+            found = Counter[str]()
+            for one in self._family():
+                with suppress(psutil.Error):
+                    found[_role(one)] += round(one.memory_full_info().pss / 2**20)
+            if found.total() > self.memory_mib:
+                self.memory_mib, self.memory_by_process = found.total(), dict(found)
 
 
-def _pss(process: psutil.Process) -> int:
-    with suppress(psutil.Error):
-        return int(process.memory_full_info().pss)
-    return 0
+def _role(process: psutil.Process) -> str:
+    """Return the name of a process of a site: its module, or its program."""
+    if (name := process.name()).startswith("device"):
+        return "device"
+    words = process.cmdline()
+    module = words[words.index("-m") + 1].rpartition(".")[2] if "-m" in words else name
+    return "worker" if "worker" in words else "edge" if "edge" in words else module
 
 
 def until(look: Callable[[], object], timeout_s: float) -> bool:

@@ -81,6 +81,7 @@ class Escalation:
                     if not self._is_open():
                         await asyncio.sleep(LOOK_S)
                     elif not await self._send():
+                        await self._greet()
                         await heard(self._site.sends, LOOK_S)
                 except StoreUnavailable as error:
                     logger.warning("%s", error)
@@ -97,6 +98,15 @@ class Escalation:
             logger.warning("%s; items wait at the site", error)
         self._site.link_state = str(error)
         await asyncio.sleep(self._backoff.wait_s(error.retry_s))
+
+    async def _greet(self) -> None:
+        """Find out whether the link is up, if nothing is sent that would tell. Raises LinkDown.
+
+        Load is shared over a link that is up, so over one that nobody tries it never would be.
+        """
+        if self._site.settings.share_load and self._site.link_state != "up":
+            await self._link.greet()
+            self._up()
 
     def _is_open(self) -> bool:
         """Return whether items may be sent at this time of the day."""

@@ -106,6 +106,13 @@ class Link:
             raise LinkDown("the centre's answer names no job; is `edge.centre` the address of a gateway?")
         return str(answer["id"])
 
+    async def greet(self) -> None:
+        """Ask the centre for any answer. Raises LinkDown."""
+        try:
+            await self._ask("GET", "/api/jobs?limit=1")
+        except (BatchRefused, JobGone) as error:
+            raise LinkDown(f"the centre: {error}; is `edge.centre` the address of a gateway?") from error
+
     async def is_finished(self, job: str) -> bool:
         """Return whether a job has all its results. Raises LinkDown or JobGone."""
         return bool((await self._ask("GET", f"/api/jobs/{job}"))["finished"])

@@ -24,7 +24,7 @@ from producers.wire.training.training_job import TrainingProgress, training_prog
 from tests.end_to_end.processes import fleet_in, until
 from workers.fleet.local import LocalFleet
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.timeout(600)]
 
 FLEET = """
 [worker]
@@ -134,7 +134,7 @@ def test_inference_goes_first_and_the_training_ends_as_if_alone(trained: Trained
     hold.unlink()
     held.result(timeout_s=60)
 
-    trained.client.job(job).wait(120)
+    trained.client.job(job).wait(300)
     found = trained.output(job)
     assert (found["folder"], found["steps"]) == (str(recipe.with_suffix("")), 1500)
     steps = [json.loads(line)["step"] for line in (Path(found["folder"]) / "log.jsonl").read_bytes().splitlines()]
@@ -156,8 +156,8 @@ def test_the_training_of_a_killed_worker_goes_on_from_its_checkpoint(tmp_path: P
         assert not trainer.is_running()
         saved = json.loads((pair.recipes / "killed" / "checkpoint.json").read_bytes())["progress"]["step"]
         died = until(lambda: pair.progress(job))
-        later = until(lambda: (now := pair.progress(job)) and now.node != died.node and now.report.step and now)
-        pair.client.job(job).wait(120)
+        later = until(lambda: (now := pair.progress(job)) and now.node != died.node and now.report.step and now, 240)
+        pair.client.job(job).wait(300)
         assert later.report.step > saved >= 100
         assert pair.output(job)["steps"] == 1500
 

@@ -507,3 +507,20 @@ async def test_nothing_is_sent_outside_of_the_hours(here: Place, there: Place, c
         await asyncio.gather(running, return_exceptions=True)
     assert states(here.store) == {"waiting": 1}
     assert there.store.jobs() == []
+
+
+@looped
+async def test_a_site_that_shares_load_knows_its_link_before_it_sends(
+    here: Place, there: Place, centre_url: str
+) -> None:
+    """Otherwise it would keep all items of its first burst, and of the first one after an outage."""
+    async with forwarder(here, edge(centre_url, share_load=True), key_for(there.url)) as own:
+        running = asyncio.create_task(own.escalation.run())
+        await asyncio.to_thread(until, lambda: own.site.link_state == "up")
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    async with forwarder(here, edge(share_load=True)) as down:
+        running = asyncio.create_task(down.escalation.run())
+        await asyncio.to_thread(until, lambda: down.site.link_state.startswith("the centre: "))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
