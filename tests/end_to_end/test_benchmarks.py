@@ -18,8 +18,8 @@ NAMES = sorted(
     path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 
-#: The benchmarks whose smallest run takes less than ten seconds; the others are for `make test-benchmarks`.
-SHORT = ("import_time", "store")
+#: The benchmark whose smallest run needs least; the others are for `make test-benchmarks`.
+SHORT = ("import_time",)
 
 #: Benchmarks that measure something else with an option.
 WITH_OPTIONS = ("interactive --fast",)

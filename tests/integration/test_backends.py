@@ -188,6 +188,7 @@ def test_other_devices_run_torch_only(folder: Path) -> None:
         TextModel(ModelSpec("text", folder, "1", TASKS, {}, Backend("openvino"))).load("cuda:0")
 
 
+@pytest.mark.long
 def test_a_machine_measures_once_and_serves_what_won(folder: Path) -> None:
     """The decision holds the whole table; a second start reads it, and the batcher gets its budget from it."""
     chosen = settings.Settings(

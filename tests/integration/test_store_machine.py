@@ -472,7 +472,8 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(600)
-def test_the_store_does_what_its_model_does(store: Store, store_url: str) -> None:
+@pytest.mark.parametrize("examples", [8, pytest.param(40, marks=pytest.mark.long)])
+def test_the_store_does_what_its_model_does(store: Store, store_url: str, examples: int) -> None:
     """Jobs, claims, expiring leases, late copies, cancellation, giving up, replay and purge, in any order."""
     sqlite = store_url.startswith("sqlite")
 
@@ -483,7 +484,7 @@ def test_the_store_does_what_its_model_does(store: Store, store_url: str) -> Non
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=40 if sqlite else 10,
+            max_examples=examples if sqlite else examples // 4,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
