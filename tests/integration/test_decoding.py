@@ -275,6 +275,7 @@ def test_many_bombs_at_once_leave_a_way_for_everybody(pool: DecoderPool) -> None
     assert neighbours.wait() == ["neighbour"] * 3
     assert all(same(found, _neighbour("picture")) for _, found in neighbours.ended)
     assert not bombs.ended
+    until(lambda: any(os.sched_getscheduler(process.pid) == os.SCHED_IDLE for process in _processes(pool)))
     pool.close()
     bombs.wait()
     assert {type(found) for _, found in bombs.ended} == {DecodingInterrupted}

@@ -22,6 +22,9 @@ SLOW_S = 0.25
 #: The lower rank of slow decoding at the processor (`nice`): below the device process, which has 10.
 SLOW_RANK = 15
 
+#: A slow file that takes more seconds of a processor than this runs only where a processor has nothing else to do.
+IDLE_S = 2.0
+
 #: The most seconds for the start of a process.
 START_LIMIT_S = 60.0
 
@@ -91,13 +94,18 @@ class DecoderProcess:
             self._socket.send(decoded_answers.LENGTHS.pack(len(call), len(data)))
         except OSError:
             return b""
-        message = self._received_soon()
+        began_s, until = self._used_s(), time.monotonic() + self.limits.wall_s
+        message = self._received_within(began_s + SLOW_S, time.monotonic() + 10 * SLOW_S)
         if message is None:
             self.slow = True
             with suppress(OSError):  # it has just ended
                 os.setpriority(os.PRIO_PROCESS, self.pid, SLOW_RANK)
             on_slow()
-            message = self._received(self.limits.wall_s)
+            message = self._received_within(began_s + IDLE_S, until)
+        if message is None:
+            with suppress(OSError, AttributeError):  # only Linux has it
+                os.sched_setscheduler(self.pid, os.SCHED_IDLE, os.sched_param(0))
+            message = self._received(until - time.monotonic())
         if message is None:
             raise TimeoutError
         return message
@@ -120,13 +128,12 @@ class DecoderProcess:
         self._files.close()
         return code
 
-    def _received_soon(self) -> bytes | None:
-        """Return a message, or None once the file is slow."""
-        message, until = None, time.monotonic() + 10 * SLOW_S
-        began_s = used_s = self._used_s()
-        while message is None and used_s - began_s < SLOW_S and time.monotonic() < until:
-            message = self._received(SLOW_S - (used_s - began_s))
-            used_s = self._used_s()
+    def _received_within(self, most_s: float, until: float) -> bytes | None:
+        """Return a message, or None once the process has used `most_s` seconds of a processor, or at time `until`."""
+        message, left_s = None, most_s - self._used_s()
+        while message is None and left_s > 0 and time.monotonic() < until:
+            message = self._received(left_s)
+            left_s = most_s - self._used_s()
         return message
 
     def _used_s(self) -> float:
@@ -138,7 +145,7 @@ class DecoderProcess:
 
     def _received(self, timeout_s: float) -> bytes | None:
         """Return a message, nothing from a process that has ended, or None after the timeout."""
-        if not self._readable.poll(timeout_s * 1000):
+        if not self._readable.poll(max(0.0, timeout_s) * 1000):
             return None
         try:
             return self._socket.recv(decoded_answers.LENGTHS.size)
