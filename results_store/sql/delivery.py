@@ -514,7 +514,9 @@ def overdue(
     unpublished = and_(ACCEPTED, _is_past(envelopes.c.accepted_at, at - overdue_s, at + overdue_s))
     ended = and_(PUBLISHED, envelopes.c.leased_until < at)
     ready = postponing.ready(connection, at)
-    due = [and_(condition, envelopes.c.lane == lane) for condition in (unpublished, ended, *ready) for lane in lanes]
+    any_of = select(envelopes.c.id).limit(1)
+    held = [one for one in (unpublished, ended, *ready) if connection.execute(any_of.where(one)).first()]
+    due = [and_(condition, envelopes.c.lane == lane) for condition in held for lane in lanes]
     due.append(_leased_too_long(now))
     for line, pushed_at in sorted(oldest.items()):
         # a list says nothing while its oldest message is from the future: a clock was set back, or a sender's is wrong
@@ -526,14 +528,15 @@ def overdue(
         unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
         due.append(and_(among(connection, envelopes.c.job, cancelled), unserved, past))
     ids: dict[str, None] = {}
-    held: list[ColumnElement[bool]] = []
+    conditions: list[ColumnElement[bool]] = []
     portion = max(1, limit // len(lanes))
     for condition in due:  # separately: each condition has its own index
-        some = select(envelopes.c.id).where(condition).order_by(envelopes.c.id).limit(min(portion, limit - len(ids)))
-        if len(ids) < limit and (found := connection.execute(some).scalars().all()):
+        most = min(portion, limit - len(ids))
+        chosen = select(envelopes.c.id).where(condition).order_by(envelopes.c.id).limit(most)
+        if len(ids) < limit and (found := connection.execute(chosen).scalars().all()):
             ids |= dict.fromkeys(found)
-            held.append(condition)
-    return Overdue([*ids], or_(false(), *held), at)
+            conditions.append(condition)
+    return Overdue([*ids], or_(false(), *conditions), at)
 
 
 def take_overdue(connection: Connection, found: Overdue) -> list[PendingEnvelope]:

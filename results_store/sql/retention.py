@@ -70,6 +70,9 @@ def drop_inputs(connection: Connection, done: Collection[str]) -> None:
     connection.execute(
         delete(payloads).where(among(connection, payloads.c.envelope, done), payloads.c.envelope.not_in(failed))
     )
+    # digests of them, which a worker with other settings may have kept
+    mine = select(envelopes.c.job).where(among(connection, envelopes.c.id, done))
+    connection.execute(delete(cached_results).where(cached_results.c.job.in_(mine)))
 
 
 class Retention:

@@ -16,7 +16,7 @@ from results_store.errors import UnknownJob
 from results_store.records import Claim
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job
-from tests.integration.test_execution import Rig, reference
+from tests.integration.test_execution import Rig, reference, whole
 from tests.integration.test_retries import sqlite_only
 
 __all__ = ["sqlite_only"]
@@ -92,6 +92,13 @@ def test_an_envelope_that_became_less_urgent_is_not_begun_from_its_earlier_list(
     assert rig.run(reference(envelope, priority=BULK)) == {"items": 10, "succeeded": 10}
     assert {name for one in priorities(rig) for name in one} == {str(BULK)}
     assert rig.row(envelope)["attempts"] == 1
+
+
+def test_a_message_with_a_body_is_begun_whatever_priority_it_has(rig: Rig) -> None:
+    """While a worker lives that reads no references: the body is that of the submission, in whichever list it lies."""
+    envelope = bulk(rig, Priority.INTERACTIVE)
+    rig.store.prioritize_job(envelope.job, BULK)
+    assert rig.run(whole(envelope)) == {"items": 10, "succeeded": 10}
 
 
 def test_the_client_and_the_command_change_it(

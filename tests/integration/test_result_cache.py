@@ -23,6 +23,7 @@ from producers.wire.messages import (
     UrlInput,
 )
 from results_store.records import CachedResult, Claim, Claimed
+from results_store.sql import retention
 from results_store.sql.caching import cached_results as caching
 from results_store.sql.database import Weight
 from results_store.sql.schema import cached_results, payloads
@@ -31,7 +32,9 @@ from tests.integration.rows import new_envelope, new_job
 from tests.integration.test_chunked_envelopes import kept
 from tests.integration.test_execution import FAR, Rig, reference
 from tests.integration.test_retries import sqlite_only
+from workers.envelope import cached_answers
 from workers.envelope.cached_answers import ResultCache, _params
+from workers.models.interface import class_code
 from workers.result_cache_settings import ResultCacheSettings
 
 __all__ = ["sqlite_only"]
@@ -101,6 +104,26 @@ def test_a_second_submission_computes_nothing(rig: Rig, *, in_columns: bool) -> 
     assert rig.row(second)["state"] == "done"
     assert rig.run(reference(second)) == {"skipped": "done"}
     assert {row.batch for row in rig.store.results(second.job)} == {None}
+
+
+def test_changed_code_computes_all(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class whose `finish` was mended answers otherwise, under an unchanged revision of its folder."""
+    rig.run(reference(accept(rig)))
+    monkeypatch.setattr(class_code, "noted", lambda _: "mended")
+    assert "cached" not in rig.run(reference(accept(rig)))
+    monkeypatch.setattr(cached_answers, "_VERSION", "later")
+    assert "cached" not in rig.run(reference(accept(rig)))
+    assert rig.run(reference(accept(rig)))["cached"] == 40
+
+
+def test_inputs_that_are_dropped_take_the_digests_with_them(rig: Rig) -> None:
+    """A worker with `drop_inputs` ends the job of which another worker, with the cache, computed a part."""
+    first = accept(rig)
+    rig.run(reference(first))
+    assert number_cached(rig.store) == 40
+    with rig.store._database.write(Weight.NOTE) as connection:
+        retention.drop_inputs(connection, [first.id])
+    assert number_cached(rig.store) == 0
 
 
 def test_another_tenant_computes_all(rig: Rig) -> None:

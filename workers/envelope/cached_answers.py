@@ -1,8 +1,8 @@
 """Answers of earlier jobs: looked up before an item is prepared, and kept in the commit of what was computed.
 
-An item is known by its tenant, model with revision and options, task with parameters, and content. An input that only
-names its content (a path, a URL, a blob, another result) is computed each time, and so is an answer that is drawn at
-random without a seed.
+An item is known by its tenant, model with revision, code and options, task with parameters, and content. An input that
+only names its content (a path, a URL, a blob, another result) is computed each time, and so is an answer that is drawn
+at random without a seed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -32,10 +33,14 @@ from workers.batching.roster import ServedModel
 from workers.batching.serving.offered_versions import CurrentVersions
 from workers.batching.steady_clock import steady_time
 from workers.envelope import outcomes
+from workers.models.interface import class_code
 from workers.result_cache_settings import ResultCacheSettings
 
 #: Counts the forms of digests: another form finds nothing of an older one.
 _FORM = 1
+
+#: A newer version may answer otherwise.
+_VERSION = metadata.version("argosy")
 
 _NAMES = PathInput | UrlInput | BlobInput | DerivedInput
 
@@ -111,7 +116,8 @@ class _Digests:
         self._envelope = envelope
         model = served.model
         made_by = f"{type(model).__module__}.{type(model).__qualname__}"
-        self._about = (_FORM, envelope.tenant, envelope.model, served.revision, made_by, model.spec.options)
+        code = (_VERSION, made_by, class_code.noted(type(model)))
+        self._about = (_FORM, envelope.tenant, envelope.model, served.revision, code, model.spec.options)
         self._begun: dict[tuple[str, int], Any] = {}  # by task and parameters, which items in columns share
 
     def of_items(self, tasks: dict[str, Task]) -> dict[tuple[int, str], str]:

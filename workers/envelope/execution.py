@@ -115,7 +115,8 @@ class Execution(Preparation):
         if not message.durable:
             return _UNKNOWN
         urgent = message.priority == Priority.INTERACTIVE
-        known = message.priority if message.priority in _PRIORITIES else None
+        # a body may have the priority of the submission: the message of a reference has that of its list
+        known = message.priority if message.items is None and message.priority in _PRIORITIES else None
         return self._writer(urgent=urgent).claim(message.id, urgent=urgent, priority=known)
 
     def decode(self, raw: object, message: Named, claimed: Claimed) -> tuple[Envelope, list[BadItem]]:

@@ -521,7 +521,8 @@ class Node:
         self._store.retention.purge_audit(older_than_s=86400 * self.settings.worker.audit_days)
         if self.settings.worker.drop_inputs:
             self._store.retention.drop_inputs_of_pipelines()
-        self._store.cached_results.forget(keep_s=self.settings.result_cache.keep_s)
+        if self.settings.result_cache.tasks:
+            self._store.cached_results.forget(keep_s=self.settings.result_cache.keep_s)
         self._blobs.sweep(self._store.retention.with_inputs)
         if self._files:
             self._files.sweep(self._store.retention.existing)

@@ -25,6 +25,11 @@ def note(class_: type) -> None:
         _noted[class_] = digest(class_)
 
 
+def noted(class_: type) -> str:
+    """Return the digest that `note` noted for a class, or an empty string."""
+    return _noted.get(class_, "")
+
+
 def changed(class_: type) -> bool:
     """Return whether the files of a class have changed since `note`."""
     return class_ in _noted and _noted[class_] != digest(class_)
