@@ -19,6 +19,7 @@ from queue import Empty
 from time import monotonic, time
 from typing import Any
 
+from kombu.asynchronous import get_event_loop
 from kombu.transport import redis
 from kombu.utils.json import dumps, loads, register_type
 from redis import Redis
@@ -78,6 +79,10 @@ NO_LIST = "argosy.none"
 #: messages that come one by one takes all the time of the consumer's thread.
 LEAST_URGENT_FIRST = 8
 
+#: Refused messages of polls are noted for operators within these seconds, or so many together. A worker that is killed
+#: meanwhile has logged them.
+NOTED_WITHIN_S, NOTED_TOGETHER = 0.05, 100
+
 
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     """Refuse messages that raise, and raise ConnectionError if the connection is closed.
@@ -109,6 +114,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         self._taking = Refusals("taking envelopes")
         self._hearing = Refusals("hearing remote control")
         self._telling = Refusals("sending events and replies to Flower")
+        self._unnoted: list[RefusedMessage] = []  # of polls: noted soon
         self._unanswered: set[str] = set()  # queues whose messages nobody acknowledges, as replies to remote control
         super().__init__(*arguments, **options)
 
@@ -135,6 +141,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         Before, it waits for the last answer, which never comes over a silent connection.
         """
         try:
+            self._note_refused()
             if self._in_poll:
                 with suppress(Empty, *self.connection_errors):
                     self._brpop_read()
@@ -290,7 +297,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
                 refused.append((data, raw, queue, error))
                 unsettled.append(tag)
         if refused:
-            self.refuse(*refused)
+            self._refuse_soon(refused)
             self.qos.settle(unsettled)
             for _, raw, _, cause in refused:
                 if isinstance(raw, dict):
@@ -325,22 +332,22 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
 
     def refuse(self, *messages: Refused) -> None:
         """Log messages that are not run, and note them for operators. Their content is not shown. Thread-safe."""
-        refused = [
-            RefusedMessage(
-                at=time(),
-                queue=_shown(queue),
-                cause=_cause(error),
-                sha256=hashlib.sha256(data).hexdigest(),
-                bytes=len(data),
-                **_named(raw),
-            )
-            for data, raw, queue, error in messages
-        ]
-        for one in refused:
-            logger.warning(
-                "refused a message of %s: %s (task %r, id %r, %d bytes, sha256 %s)",
-                one.queue, one.cause, one.task, one.id, one.bytes, one.sha256,
-            )  # fmt: skip
+        self._note(_logged(messages))
+
+    def _refuse_soon(self, messages: Sequence[Refused]) -> None:
+        self._unnoted += _logged(messages)
+        hub = get_event_loop()
+        if hub is None or len(self._unnoted) >= NOTED_TOGETHER:
+            self._note_refused()
+        elif len(self._unnoted) == len(messages):  # the first since the last note
+            hub.call_later(NOTED_WITHIN_S, self._note_refused)
+
+    def _note_refused(self) -> None:
+        refused, self._unnoted = self._unnoted, []
+        if refused:
+            self._note(refused)
+
+    def _note(self, refused: Sequence[RefusedMessage]) -> None:
         with suppress(RedisError, OSError), self.conn_or_acquire() as client:
             note_refused(client, *refused)
 
@@ -447,6 +454,27 @@ class SentinelTransport(Transport):
 
     default_port = 26379
     Channel = SentinelChannel
+
+
+def _logged(messages: Sequence[Refused]) -> list[RefusedMessage]:
+    """Log refused messages, and return them in the form in which operators see them."""
+    refused = [
+        RefusedMessage(
+            at=time(),
+            queue=_shown(queue),
+            cause=_cause(error),
+            sha256=hashlib.sha256(data).hexdigest(),
+            bytes=len(data),
+            **_named(raw),
+        )
+        for data, raw, queue, error in messages
+    ]
+    for one in refused:
+        logger.warning(
+            "refused a message of %s: %s (task %r, id %r, %d bytes, sha256 %s)",
+            one.queue, one.cause, one.task, one.id, one.bytes, one.sha256,
+        )  # fmt: skip
+    return refused
 
 
 def _with_sound_properties(raw: Any, queue: Any, *held: Container[str]) -> str:
