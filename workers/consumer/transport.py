@@ -318,8 +318,11 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             try:
                 raw = loads(data.decode())
                 tag = _with_sound_properties(raw, queue, held, sound)
-                check_headers(raw.get("headers"))  # before the message is noted: a flood of refusals is cheaper
-                sound[tag] = data, raw, queue, None if queue in self._unanswered else note_of(raw, queue)
+                note = None
+                if queue not in self._unanswered:
+                    check_headers(raw.get("headers"))  # before it is noted, so that a flood of refusals costs less
+                    note = note_of(raw, queue)
+                sound[tag] = data, raw, queue, note
             except Exception as error:  # noqa: BLE001 - as in `_deliver`
                 refused.append((data, raw, queue, error))
         return sound, refused
