@@ -176,6 +176,21 @@ class Store:
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at, by)
 
+    def cancel_item(
+        self,
+        rows: Sequence[Result],
+        *,
+        alone: Collection[str] = (),
+        unlisted: Collection[str] = (),
+        by: Actor | None = None,
+    ) -> int:
+        """Store `cancelled` rows of one item, where it has no result; return their number. Raises InvalidRow.
+
+        Envelopes in `alone` hold nothing else, and end. Those in `unlisted` were never in the outbox.
+        """
+        with self._database.write(Weight.ACCEPTED) as connection:
+            return submission.cancel_item(connection, rows, alone, unlisted, by)
+
     def prioritize_job(self, job: str, priority: int, *, by: Actor | None = None) -> int:
         """Move a job's envelopes that no worker holds to another priority; return their number. Raises UnknownJob."""
         with self._database.write(Weight.ACCEPTED) as connection:
