@@ -54,6 +54,17 @@ def test_what_no_worker_holds_moves_and_is_published_again(store: Store) -> None
         store.prioritize_job("none", BULK)
 
 
+def test_a_late_mark_is_of_an_earlier_message(store: Store) -> None:
+    """Producers collect marks for a second: the envelope stays overdue at once, until a reconciler has taken it."""
+    store.add_envelopes([new_envelope("e0", created_at=None)], jobs=[new_job()])
+    store.prioritize_job("job", INTERACTIVE)
+    store.mark_published(["e0"])
+    assert overdue(store) == {"e0": INTERACTIVE}
+    store.mark_published(["e0"])
+    assert overdue(store) == {}
+    assert [depth.state for depth in store.depth()] == ["published"]
+
+
 def test_what_waits_for_the_end_of_a_pause_waits_on(store: Store) -> None:
     store.add_envelopes([new_envelope("e0")], jobs=[new_job()])
     store.pauses.pause("model", "text")
