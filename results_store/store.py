@@ -49,6 +49,7 @@ from results_store.sql.monitoring.fleet_figures import FleetFigures
 from results_store.sql.pipelines import Follow
 from results_store.sql.retention import Retention
 from results_store.sql.tenants import Tenants
+from results_store.sql.waiting import priorities
 from results_store.sql.waiting.pauses import Pauses
 from results_store.sql.waiting.schedules import Schedules
 
@@ -192,9 +193,11 @@ class Store:
             return submission.cancel_item(connection, rows, alone, unlisted, by)
 
     def prioritize_job(self, job: str, priority: int, *, by: Actor | None = None) -> int:
-        """Move a job's envelopes that no worker holds to another priority; return their number. Raises UnknownJob."""
-        with self._database.write(Weight.ACCEPTED) as connection:
-            return submission.prioritize_job(connection, job, priority, by)
+        """Move a job's envelopes that no worker holds to another priority, in portions; return their number.
+
+        Raises UnknownJob, or TooManyChanges soon after another change.
+        """
+        return priorities.prioritize(self._database, job, priority, by)
 
     # --- reading ---
 

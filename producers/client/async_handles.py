@@ -233,8 +233,8 @@ class AsyncWatched(OfThisProcess):
     async def prioritize(self, priority: Priority | str) -> int:
         """Give the job another priority; return the number of its envelopes that move with it.
 
-        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput or
-        UnknownJob.
+        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput,
+        UnknownJob, or TooManyChanges soon after another change.
         """
         chosen = parse_priority(priority)
         return await self._link.ask(lambda store: store.prioritize_job(self.id, int(chosen)))

@@ -100,8 +100,8 @@ class Watched(OfThisProcess, Generic[J]):
     def prioritize(self, priority: Priority | str) -> int:
         """Give the job another priority; return the number of its envelopes that move with it.
 
-        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput or
-        UnknownJob.
+        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput,
+        UnknownJob, or TooManyChanges soon after another change.
         """
         return run(self._job.prioritize(priority))
 

@@ -162,7 +162,11 @@ def test_the_priority_of_a_job_changes(ours: httpx.Client, theirs: httpx.Client,
     assert theirs.post(f"/api/jobs/{job}/priority", json=wanted).status_code == 404
     refused = ours.post(f"/api/jobs/{job}/priority", json={"priority": "urgent"})
     assert (refused.status_code, refused.json()["field"]) == (422, "priority")
-    assert ours.post(f"/api/jobs/{job}/priority", json=wanted).json()["priority"] == "interactive"
+    for _ in range(2):  # the same again is no change
+        assert ours.post(f"/api/jobs/{job}/priority", json=wanted).json()["priority"] == "interactive"
+    back = ours.post(f"/api/jobs/{job}/priority", json={"priority": "bulk"})
+    assert (back.status_code, back.json()["type"]) == (429, "urn:argosy:problem:TooManyChanges")
+    assert int(back.headers["retry-after"]) > 0
     gate.unlink()
     ours.get(f"/api/jobs/{job}/events")  # ends with the job
     ended = ours.get(f"/api/jobs/{job}").json()
