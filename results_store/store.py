@@ -38,7 +38,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import delivery, driver_statements, reading, submission
-from results_store.sql.auditing.audit_log import Actor, AuditLog
+from results_store.sql.auditing.audit_log import Actor, AuditLog, note
 from results_store.sql.caching.cached_results import CachedResults
 from results_store.sql.chunks import stored_results
 from results_store.sql.database import Database, Weight, open_current
@@ -190,7 +190,11 @@ class Store:
         Envelopes in `alone` hold nothing else, and end. Those in `unlisted` were never in the outbox.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
-            return submission.cancel_item(connection, rows, alone, unlisted, by)
+            transaction = Transaction(results=rows, done=alone, unlisted=unlisted)
+            cancelled = delivery.transact(connection, transaction).inserted
+            if cancelled:
+                note(connection, by, "cancel", f"job:{rows[0].job}", item=rows[0].seq)
+            return cancelled
 
     def prioritize_job(self, job: str, priority: int, *, by: Actor | None = None) -> int:
         """Move a job's envelopes that no worker holds to another priority, in portions; return their number.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Insert, bindparam, insert, or_, select, update
 
 from results_store.errors import SubmissionConflict, UnknownJob
-from results_store.records import FoundJob, JobStatus, NewEnvelope, NewJob, Result, Transaction
-from results_store.sql import delivery, driver_statements
+from results_store.records import FoundJob, JobStatus, NewEnvelope, NewJob
+from results_store.sql import driver_statements
 from results_store.sql.auditing.audit_log import Actor, note
 from results_store.sql.columns import clock, given_or_clock, text
 from results_store.sql.reading import found_job, job_status
@@ -87,19 +87,6 @@ def cancel_job(connection: Connection, job: str, at: float | None, by: Actor | N
     if row is None:
         raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
     return job_status(row)
-
-
-def cancel_item(
-    connection: Connection, rows: Sequence[Result], alone: Collection[str], unlisted: Collection[str], by: Actor | None
-) -> int:
-    """Insert the `cancelled` rows of an item, and finish its envelopes that hold no other; return the number of rows.
-
-    A result that is there stays, and is not counted.
-    """
-    inserted = delivery.transact(connection, Transaction(results=rows, done=alone, unlisted=unlisted)).inserted
-    if inserted:
-        note(connection, by, "cancel", f"job:{rows[0].job}", item=rows[0].seq)
-    return inserted
 
 
 # A job whose first chunk is already done opens again.
