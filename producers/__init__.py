@@ -52,7 +52,14 @@ if TYPE_CHECKING:
         UnknownTask,
     )
     from producers.wire.messages import InlineBytes, PathInput, Priority, UrlInput
-    from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable, SubmissionConflict, UnknownJob
+    from results_store.errors import (
+        SchemaMismatch,
+        StoreError,
+        StoreUnavailable,
+        SubmissionConflict,
+        TooManyChanges,
+        UnknownJob,
+    )
     from results_store.records import JobStatus, Result, ResultState
 
 __all__ = [
@@ -94,6 +101,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "SubmissionConflict",
+    "TooManyChanges",
     "Tree",
     "UnknownJob",
     "UnknownTask",
@@ -131,7 +139,14 @@ _HOMES = {
     "producers.client.pipelines.pipeline": ("Pipeline",),
     "producers.client.pipelines.tree": ("Branch", "Tree"),
     "producers.client.request": ("NewItem",),
-    "results_store.errors": ("SchemaMismatch", "StoreError", "StoreUnavailable", "SubmissionConflict", "UnknownJob"),
+    "results_store.errors": (
+        "SchemaMismatch",
+        "StoreError",
+        "StoreUnavailable",
+        "SubmissionConflict",
+        "TooManyChanges",
+        "UnknownJob",
+    ),
     "results_store.records": ("JobStatus", "Result", "ResultState"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

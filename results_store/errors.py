@@ -49,6 +49,14 @@ class SubmissionConflict(StoreError):
     """Another caller has added items to this job meanwhile. Read the job again before you continue."""
 
 
+class TooManyChanges(StoreError):
+    """A job's priority was changed a moment ago. Change it again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 # --- Errors of the installation: the URL or the schema. ------------------------------------------
 
 

@@ -38,7 +38,7 @@ from results_store.records import (
     Transaction,
 )
 from results_store.sql import delivery, driver_statements, reading, submission
-from results_store.sql.auditing.audit_log import Actor, AuditLog
+from results_store.sql.auditing.audit_log import Actor, AuditLog, note
 from results_store.sql.caching.cached_results import CachedResults
 from results_store.sql.chunks import stored_results
 from results_store.sql.database import Database, Weight, open_current
@@ -49,6 +49,7 @@ from results_store.sql.monitoring.fleet_figures import FleetFigures
 from results_store.sql.pipelines import Follow
 from results_store.sql.retention import Retention
 from results_store.sql.tenants import Tenants
+from results_store.sql.waiting import priorities
 from results_store.sql.waiting.pauses import Pauses
 from results_store.sql.waiting.schedules import Schedules
 
@@ -176,10 +177,31 @@ class Store:
         with self._database.write(Weight.ACCEPTED) as connection:
             return submission.cancel_job(connection, job, at, by)
 
-    def prioritize_job(self, job: str, priority: int, *, by: Actor | None = None) -> int:
-        """Move a job's envelopes that no worker holds to another priority; return their number. Raises UnknownJob."""
+    def cancel_item(
+        self,
+        rows: Sequence[Result],
+        *,
+        alone: Collection[str] = (),
+        unlisted: Collection[str] = (),
+        by: Actor | None = None,
+    ) -> int:
+        """Store `cancelled` rows of one item, where it has no result; return their number. Raises InvalidRow.
+
+        Envelopes in `alone` hold nothing else, and end. Those in `unlisted` were never in the outbox.
+        """
         with self._database.write(Weight.ACCEPTED) as connection:
-            return submission.prioritize_job(connection, job, priority, by)
+            transaction = Transaction(results=rows, done=alone, unlisted=unlisted)
+            cancelled = delivery.transact(connection, transaction).inserted
+            if cancelled:
+                note(connection, by, "cancel", f"job:{rows[0].job}", item=rows[0].seq)
+            return cancelled
+
+    def prioritize_job(self, job: str, priority: int, *, by: Actor | None = None) -> int:
+        """Move a job's envelopes that no worker holds to another priority, in portions; return their number.
+
+        Raises UnknownJob, or TooManyChanges soon after another change.
+        """
+        return priorities.prioritize(self._database, job, priority, by)
 
     # --- reading ---
 

@@ -25,6 +25,7 @@ from results_store.records import JobStatus, Result
 
 if TYPE_CHECKING:
     from producers.client.sending.intake import Rejected
+    from results_store.sql.auditing.audit_log import Actor
 
 #: A wait for a job tolerates a store that is away for this long: databases are restarted.
 OUTAGE_S = 60.0
@@ -88,14 +89,14 @@ class AsyncHandle(OfThisProcess):
         """Return whether every task of the item has its result."""
         return len(await self.results()) == len(self.tasks)
 
-    async def cancel(self) -> bool:
+    async def cancel(self, *, by: Actor | None = None) -> bool:
         """End the item's tasks that have no result as ``cancelled``, now. Return whether there were any.
 
         The first terminal state wins: a later output is dropped. Computation is avoided only if no worker has begun it
-        and the item is alone in its envelope.
+        and the item is alone in its envelope. `by` is the person for whom a server cancels, for the audit log.
         """
         self._refuse_in_child()
-        return await self._link.runtime.call(self._cancel)
+        return await self._link.runtime.call(lambda: self._cancel(by))
 
     def tell(self, promise: Promise) -> None:
         """Set a promise to the item's rows, in the order of the tasks: now, or once all rows are there."""
@@ -111,17 +112,18 @@ class AsyncHandle(OfThisProcess):
     def _refuse_in_child(self) -> None:
         self._link.refuse_in_child(self._process, "handle", "`results()` reads the stored rows also here")
 
-    def _cancel(self) -> bool:
+    def _cancel(self, by: Actor | None) -> bool:
         """Store `cancelled` for tasks without a result. An envelope that holds nothing else is not computed."""
         pending = self._pending
         envelopes = [carrier.envelope for carrier in pending.carriers]
-        committed = self._link.store.commit(
+        cancelled = self._link.store.cancel_item(
             pending.cancelled_rows(),
-            done=[carrier.envelope for carrier in pending.carriers if carrier.alone and pending.durable],
+            alone=[carrier.envelope for carrier in pending.carriers if carrier.alone and pending.durable],
             unlisted=() if pending.durable else envelopes,
+            by=by,
         )
         self._link.listener.look_up([pending])
-        return committed.inserted > 0
+        return cancelled > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,8 +233,8 @@ class AsyncWatched(OfThisProcess):
     async def prioritize(self, priority: Priority | str) -> int:
         """Give the job another priority; return the number of its envelopes that move with it.
 
-        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput or
-        UnknownJob.
+        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput,
+        UnknownJob, or TooManyChanges soon after another change.
         """
         chosen = parse_priority(priority)
         return await self._link.ask(lambda store: store.prioritize_job(self.id, int(chosen)))

@@ -6,7 +6,7 @@ They run the handles of `async_handles` in the calling thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from producers.client.async_handles import AsyncHandle, AsyncJob, AsyncWatched
 from producers.client.fleet_link import OfThisProcess
@@ -15,6 +15,9 @@ from producers.client.pending_results import value
 from producers.client.runtimes import iterate, run
 from producers.wire.messages import Priority
 from results_store.records import JobStatus, Result
+
+if TYPE_CHECKING:
+    from results_store.sql.auditing.audit_log import Actor
 
 __all__ = ["Handle", "Job", "Watched", "value"]
 
@@ -45,13 +48,13 @@ class Handle(OfThisProcess):
         """Return whether every task of the item has its result."""
         return run(self.awaited.done())
 
-    def cancel(self) -> bool:
+    def cancel(self, *, by: Actor | None = None) -> bool:
         """End the item's tasks that have no result as ``cancelled``, now. Return whether there were any.
 
         The first terminal state wins: a later output is dropped. Computation is avoided only if no worker has begun it
-        and the item is alone in its envelope.
+        and the item is alone in its envelope. `by` is the person for whom a server cancels, for the audit log.
         """
-        return run(self.awaited.cancel())
+        return run(self.awaited.cancel(by=by))
 
     def tell(self, promise: Promise) -> None:
         """Set a promise to the item's rows, in the order of the tasks: now, or once all rows are there."""
@@ -97,8 +100,8 @@ class Watched(OfThisProcess, Generic[J]):
     def prioritize(self, priority: Priority | str) -> int:
         """Give the job another priority; return the number of its envelopes that move with it.
 
-        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput or
-        UnknownJob.
+        Envelopes that workers hold keep theirs. Limits of admission are not asked again. Raises InvalidInput,
+        UnknownJob, or TooManyChanges soon after another change.
         """
         return run(self._job.prioritize(priority))
 

@@ -1,4 +1,4 @@
-"""The current activity of the fleet in numbers: queued work, device utilisation, and recent batches."""
+"""The activity of the fleet in numbers: queued work, device utilisation, recent batches, and each day's batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import msgspec
+from cachetools import TLRUCache
 
 from producers.commands.batch_figures import Figures, Window, figures
 from producers.commands.serving import unserved_sentence
@@ -17,6 +18,7 @@ from producers.wire.errors import ArgosyError
 from producers.wire.live_nodes import LiveNode
 from producers.wire.messages import Priority
 from results_store.records import Batch, Depth, QueuedWork
+from results_store.sql.flight import DAY_S, RecordedDay
 from results_store.store import Store
 
 #: Length of the window of the figures, and the number of slices in each series.
@@ -25,6 +27,16 @@ SLICES = 30
 
 #: The store is queried once in this time, however many callers ask.
 FRESH_S = 1.0
+
+#: The sums of a day are kept so long. Of a day that is over, nothing changes but by a purge.
+OPEN_DAY_S = 60.0
+ENDED_DAY_S = 6 * 3600.0
+
+#: A day's batches are all recorded so long after its end.
+RECORDED_S = 3600.0
+
+#: The number of days whose sums are kept; a request has up to 366.
+KEPT_DAYS = 400
 
 #: The number of newest batches in the list.
 LISTED = 25
@@ -70,6 +82,40 @@ class Activity:
         at = time.time()
         found = view(store.depth(), store.flight.queued_work(), self._window.look(store, at), at)
         return found | {"pauses": [asdict(one) for one in store.pauses.every()]}
+
+
+class RecordedDays:
+    """The recorded work of each day, for a single event loop. However many ask, the store sums a day once.
+
+    `ask` runs a query on the store. `now` is in Unix seconds, `clock` measures how long sums are kept.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Callable[[Store], RecordedDay]], Awaitable[RecordedDay]],
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask = ask
+        self._now = now
+        self._one_at_a_time = asyncio.Lock()
+        self._kept: TLRUCache[int, RecordedDay] = TLRUCache(KEPT_DAYS, self._kept_until, clock)
+
+    async def last(self, days: int) -> list[tuple[int, RecordedDay]]:
+        """Return the last days of UTC, by their number since 1970, with today at the end. Raises StoreUnavailable."""
+        today = int(self._now() // DAY_S)
+        return [(day, await self._day(day)) for day in range(today - days + 1, today + 1)]
+
+    async def _day(self, day: int) -> RecordedDay:
+        async with self._one_at_a_time:  # for a single day: who asks for a few does not wait for who asks for a year
+            kept = self._kept.get(day)
+            if kept is None:
+                kept = self._kept[day] = await self._ask(lambda store: store.flight.day(day))
+            return kept
+
+    def _kept_until(self, day: int, _: RecordedDay, at: float) -> float:
+        ended = self._now() >= (day + 1) * DAY_S + RECORDED_S
+        return at + (ENDED_DAY_S if ended else OPEN_DAY_S)
 
 
 def served(waiting: Sequence[dict[str, Any]], nodes: Sequence[LiveNode] | None) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 from fastapi import Depends, Request
 from pydantic import BaseModel
 
 from producers.client.async_client import AsyncClient
 from producers.client.async_handles import AsyncHandle
-from producers.gateway.activity import Activity
+from producers.gateway.activity import Activity, RecordedDays
 from producers.gateway.keys import Caller, Keyring
 from producers.gateway.metrics.gateway_metrics import GatewayMetrics
 from producers.gateway.problems import Gone, Problem
@@ -25,7 +25,6 @@ from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
 from results_store.records import JobFilter, JobStatus
 from results_store.sql.auditing.audit_log import Actor
-from results_store.sql.flight import RecordedDay
 
 T = TypeVar("T")
 
@@ -50,8 +49,7 @@ class Gateway:
         self.rates = Rates()
         self.bodies = HeldBytes(settings.max_held_bytes)
         self.activity = Activity(client.ask, client.live_nodes)
-        #: The recorded days by their number since 1970, for a minute: however many look, each is summed once.
-        self.days: TTLCache[int, RecordedDay] = TTLCache(400, 60.0)
+        self.days = RecordedDays(client.ask)
         self.serving: Counter[str] = Counter()  # requests by key
         self.metrics = GatewayMetrics(client, self.serving, self.bodies)
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)

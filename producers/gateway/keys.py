@@ -1,8 +1,8 @@
 """API keys: made, hashed, looked up, and cached for a moment.
 
 A key is ``argosy-ID-SECRET``. The store has the ID and the SECRET's SHA-256. This hash is enough for a secret of 256
-random bits, because no dictionary attack can reach it. The hash of a viewer's secret covers the role, too: a gateway of
-an older version, which knows no viewers and would take them for members, does not know such a key.
+random bits, because no dictionary attack can reach it. Before a viewer's hash stands the role: a gateway of an older
+version knows no viewers and would take them for members, but no secret has this text as its SHA-256.
 """
 
 from __future__ import annotations
@@ -139,5 +139,5 @@ class Keyring:
 
 
 def _hash(secret: str, role: Role) -> str:
-    hashed = f"viewer:{secret}" if role == "viewer" else secret
-    return hashlib.sha256(hashed.encode("utf-8", "replace")).hexdigest()
+    hashed = hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+    return f"viewer:{hashed}" if role == "viewer" else hashed

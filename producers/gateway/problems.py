@@ -33,7 +33,14 @@ from producers.wire.errors import (
     ResultTimeout,
     without_text,
 )
-from results_store.errors import InvalidRow, SchemaMismatch, StoreUnavailable, SubmissionConflict, UnknownJob
+from results_store.errors import (
+    InvalidRow,
+    SchemaMismatch,
+    StoreUnavailable,
+    SubmissionConflict,
+    TooManyChanges,
+    UnknownJob,
+)
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +147,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (SubmissionConflict, 409),
     (ResultTimeout, 504),
     (RateLimited, 429),
+    (TooManyChanges, 429),
     (Overloaded, 503),
     (BrokerUnavailable, 503),
     (BlobsUnavailable, 503),

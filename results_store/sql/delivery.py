@@ -476,9 +476,12 @@ def _held(connection: Connection, ids: Collection[str], worker: str) -> ColumnEl
 
 
 def mark_published(connection: Connection, ids: Collection[str], at: float | None) -> None:
-    """Record that the envelopes were sent to Redis. An envelope that a worker has already claimed is left as it is."""
+    """Record that the envelopes were sent to Redis. An envelope that a worker has already claimed is left as it is.
+
+    So is one that is overdue at once: it was replayed or changed its priority, and the mark is of an earlier message.
+    """
     lock(connection, ids)
-    waiting = (among(connection, envelopes.c.id, ids), ACCEPTED)
+    waiting = (among(connection, envelopes.c.id, ids), ACCEPTED, envelopes.c.accepted_at > 0)
     marked = update(envelopes).where(*waiting).values(state="published", published_at=given_or_clock())
     connection.execute(marked, {"_now": at})
 

@@ -120,9 +120,10 @@ purged_jobs = Table(
 )
 
 # `accepted_at` is the time at which the envelope last entered the outbox: at first its creation, later the time it was
-# taken as overdue; 0, which is overdue at once, after a replay. `worker` claimed it last, and still holds it if there
-# is a lease, of at most `lease_s` from now; a lease until 0 was ended by the error of its attempt. `error` is the error
-# of the last failed attempt. An envelope is `chunked` if some of its results are in `result_chunks`.
+# taken as overdue; 0 after a replay and -1 after a change of its priority, which are overdue at once. `worker` claimed
+# it last, and still holds it if there is a lease, of at most `lease_s` from now; a lease until 0 was ended by the error
+# of its attempt. `error` is the error of the last failed attempt. An envelope is `chunked` if some of its results are
+# in `result_chunks`.
 #
 # `results` are owed and `stored` are there, so that an envelope is done only when it is covered; a `stored` of null was
 # written by an older version, and the rows are counted once. `deaths` counts the leases that ran out without a word

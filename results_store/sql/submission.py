@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Insert, bindparam, case, insert, or_, select, update
+from sqlalchemy import Connection, Insert, bindparam, insert, or_, select, update
 
 from results_store.errors import SubmissionConflict, UnknownJob
 from results_store.records import FoundJob, JobStatus, NewEnvelope, NewJob
 from results_store.sql import driver_statements
 from results_store.sql.auditing.audit_log import Actor, note
-from results_store.sql.columns import among, clock, given_or_clock, text
+from results_store.sql.columns import clock, given_or_clock, text
 from results_store.sql.reading import found_job, job_status
 from results_store.sql.result_rows import insert_new
-from results_store.sql.schema import UNFINISHED, envelopes, jobs, payloads
+from results_store.sql.schema import envelopes, jobs, payloads
 from results_store.sql.waiting import postponing
 
 
@@ -87,35 +87,6 @@ def cancel_job(connection: Connection, job: str, at: float | None, by: Actor | N
     if row is None:
         raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
     return job_status(row)
-
-
-def prioritize_job(connection: Connection, job: str, priority: int, by: Actor | None = None) -> int:
-    """Give a job another priority, and its envelopes that no worker holds; return the number of these envelopes.
-
-    They are overdue at once, so a reconciler publishes them to the list of their new priority. A message in the earlier
-    list does no harm: a claim decides. Raises UnknownJob.
-    """
-    mine = (envelopes.c.job == job, UNFINISHED, envelopes.c.leased_until.is_(None), envelopes.c.priority != priority)
-    locked = select(envelopes.c.id).where(*mine).order_by(envelopes.c.id).with_for_update(key_share=True)
-    ids = connection.execute(locked).scalars().all()
-    if ids:
-        waits = or_(envelopes.c.due_at.is_not(None), envelopes.c.paused_by.is_not(None))
-        connection.execute(
-            update(envelopes)
-            .where(among(connection, envelopes.c.id, ids))
-            .values(
-                priority=priority,
-                state=case((waits, envelopes.c.state), else_="accepted"),
-                accepted_at=case((waits, envelopes.c.accepted_at), else_=0.0),
-                published_at=case((waits, envelopes.c.published_at)),
-            )
-        )
-    other = update(jobs).where(jobs.c.id == job, jobs.c.priority != priority).values(priority=priority)
-    if connection.execute(other).rowcount or ids:
-        note(connection, by, "priority", f"job:{job}", priority=priority)
-    elif connection.execute(select(jobs.c.id).where(jobs.c.id == job)).first() is None:
-        raise UnknownJob(f"no job {job!r}; `argosy status` lists the jobs")
-    return len(ids)
 
 
 # A job whose first chunk is already done opens again.

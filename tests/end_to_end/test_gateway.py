@@ -20,6 +20,7 @@ from producers.gateway.guard import PAGE, PAGE_REQUESTS
 from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.server import serve
 from producers.wire.errors import ConfigurationError, ResultTimeout
+from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.gateway_server import SETTINGS, Served, serving
 from tests.end_to_end.processes import until
@@ -161,15 +162,19 @@ def test_the_priority_of_a_job_changes(ours: httpx.Client, theirs: httpx.Client,
     assert theirs.post(f"/api/jobs/{job}/priority", json=wanted).status_code == 404
     refused = ours.post(f"/api/jobs/{job}/priority", json={"priority": "urgent"})
     assert (refused.status_code, refused.json()["field"]) == (422, "priority")
-    assert ours.post(f"/api/jobs/{job}/priority", json=wanted).json()["priority"] == "interactive"
+    for _ in range(2):  # the same again is no change
+        assert ours.post(f"/api/jobs/{job}/priority", json=wanted).json()["priority"] == "interactive"
+    back = ours.post(f"/api/jobs/{job}/priority", json={"priority": "bulk"})
+    assert (back.status_code, back.json()["type"]) == (429, "urn:argosy:problem:TooManyChanges")
+    assert int(back.headers["retry-after"]) > 0
     gate.unlink()
     ours.get(f"/api/jobs/{job}/events")  # ends with the job
     ended = ours.get(f"/api/jobs/{job}").json()
     assert (ended["state"], ended["succeeded"], ended["priority"]) == ("finished", 5001, "interactive")
 
 
-def test_cancelling_a_job_and_an_item(ours: httpx.Client, tmp_path: Path) -> None:
-    """What is not computed yet ends `cancelled`."""
+def test_cancelling_a_job_and_an_item(served: Served, ours: httpx.Client, tmp_path: Path) -> None:
+    """What is not computed yet ends `cancelled`, and the audit log has both."""
     gate = tmp_path / "gate"
     gate.touch()
     inputs = [f"wait while {gate}"] + ["x"] * 5000  # more than a worker holds
@@ -179,10 +184,17 @@ def test_cancelling_a_job_and_an_item(ours: httpx.Client, tmp_path: Path) -> Non
     ours.get(f"/api/jobs/{job}/events")  # ends with the job
     assert ours.get(f"/api/jobs/{job}").json()["state"] == "cancelled"
 
-    item = ours.post("/api/items", json={"task": "echo", "input": "sleep 0.5", "priority": "bulk"}).json()["id"]
+    gate.touch()
+    item = ours.post("/api/items", json={"task": "echo", "input": inputs[0], "priority": "bulk"}).json()["id"]
     ended = ours.delete(f"/api/items/{item}").json()
+    gate.unlink()
     assert ended["done"]
-    assert ended["results"][0]["state"] in ("cancelled", "succeeded")
+    assert ended["results"][0]["state"] == "cancelled"
+    stream, seq, _ = item.split(".")
+    with Store(served.store_url) as store:
+        own = [entry for entry in store.audit.newest(limit=2) if entry.tenant == "ours" and entry.action == "cancel"]
+    wanted = [(f"job:{stream}", {"item": int(seq)}), (f"job:{job}", {})]
+    assert [(entry.subject, entry.detail) for entry in own] == wanted
 
 
 def test_failures_are_listed_and_replayed(ours: httpx.Client, theirs: httpx.Client) -> None:

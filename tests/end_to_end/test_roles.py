@@ -211,3 +211,22 @@ def test_operators_administer_over_http_and_leave_a_trace(served: Served) -> Non
             ("keys add", "http", "127.0.0.1"),
         ]
         assert all(one["name"].startswith("ours ") and one["key"] in own for one in rest)
+
+
+def test_a_gateway_without_keys_changes_none(served: Served, valkey: ValkeyServer) -> None:
+    """Any program of its machine is an operator there: its keys would outlive it, at every gateway of the store."""
+    kept = served.key("ours")
+    id_ = kept.split("-")[1]
+    body = {"name": "outlives", "role": "operator"}
+    with (
+        serving(f"redis://127.0.0.1:{valkey.port}/3", served.store_url, auth=False) as open_to_all,
+        open_to_all.client() as anybody,
+        served.client(kept) as ours,
+    ):
+        for refused in (anybody.post("/api/keys", json=body), anybody.delete(f"/api/keys/{id_}")):
+            assert (refused.status_code, refused.json()["type"]) == (403, "urn:argosy:problem:KeysNotServed")
+            assert "argosy gateway keys" in refused.json()["remedy"]
+        listed = anybody.get("/api/keys").json()["keys"]
+        assert id_ in {key["id"] for key in listed}
+        assert "outlives" not in {key["name"] for key in listed}
+        assert ours.get("/api/caller").status_code == 200

@@ -78,6 +78,20 @@ def test_every_change_is_written_down_once(store: Store) -> None:
     assert all(before <= entry.at <= store.now() for entry in found)
 
 
+def test_a_cancelled_item_is_written_down_with_its_number(store: Store) -> None:
+    """Once, in the transaction of its rows; not if all its results were there."""
+    submit(store)
+    rows = [result(1, state=ResultState.CANCELLED, output=None)]
+    assert [store.cancel_item(rows, by=ANN) for _ in range(2)] == [1, 0]
+    (entry,) = store.audit.newest()
+    assert (entry.name, entry.action, entry.subject, entry.detail) == ("ann", "cancel", "job:job", {"item": 1})
+    with store._database.write(Weight.ACCEPTED) as connection:
+        connection.execute(text("DROP TABLE audit_log"))
+    with pytest.raises(Exception, match="audit_log"):
+        store.cancel_item([result(0, state=ResultState.CANCELLED, output=None)], by=ANN)
+    assert [row.seq for row in store.results("job")] == [1]
+
+
 def test_a_change_whose_entry_cannot_be_written_is_not_made(store: Store) -> None:
     """They share a transaction: an operator who leaves no trace has changed nothing."""
     with store._database.write(Weight.ACCEPTED) as connection:

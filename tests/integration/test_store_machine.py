@@ -169,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
         ids = self.ids(which)
         self.store.mark_published(ids, self.now)
         for envelope in self.known(ids):
-            if envelope.state == "accepted":
+            if envelope.state == "accepted" and envelope.accepted_at > 0:  # else the mark is of an earlier message
                 envelope.state, envelope.published_at = "published", self.now
 
     @rule(which=PICK)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.gateway.activity import SLICES, WINDOW_S, busy_series, view
+from producers.gateway.activity import OPEN_DAY_S, RECORDED_S, SLICES, WINDOW_S, RecordedDays, busy_series, view
 from producers.gateway.routes.browsing import page_of
 from results_store.records import Depth, EnvelopeState, QueuedWork
+from results_store.sql.flight import DAY_S, RecordedDay
 from tests.integration.rows import batch, result
 
 
@@ -90,3 +96,32 @@ def test_a_page_ends_with_a_whole_item() -> None:
     found, more = page_of(rows[:5], 9, whole=False)
     assert ([group[0].seq for group in found], more) == ([0, 1], True)
     assert page_of(rows[:1], 9, whole=False) == ([rows[:1]], True)  # more tasks than are read: better some than none
+
+
+def test_each_day_is_summed_once_however_many_ask() -> None:
+    """At the same time or later; today again after a minute, and yesterday until its last batches are recorded."""
+    summed: list[int] = []
+    now_s = 100.0 * DAY_S + RECORDED_S - 1.0
+
+    def day(number: int) -> RecordedDay:
+        summed.append(number)
+        return RecordedDay(batches=number, items=0, rows=0, tokens=0, padded_tokens=0, forward_s=0.0)
+
+    async def ask(query: Callable[[Any], RecordedDay]) -> RecordedDay:
+        await asyncio.sleep(0)
+        return query(SimpleNamespace(flight=SimpleNamespace(day=day)))
+
+    async def look() -> None:
+        nonlocal now_s
+        days = RecordedDays(ask, lambda: now_s, lambda: now_s)
+        found = await asyncio.gather(*(days.last(number) for number in [366] * 20 + [2]))
+        assert [len(one) for one in found] == [366] * 20 + [2]
+        assert [(number, sums.batches) for number, sums in found[-1]] == [(99, 99), (100, 100)]
+        assert sorted(summed) == [*range(100 - 365, 101)]
+        summed.clear()
+        for _ in range(2):
+            now_s += OPEN_DAY_S + 1.0
+            await days.last(366)
+        assert summed == [99, 100, 100]
+
+    asyncio.run(look())

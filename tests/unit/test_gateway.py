@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -101,11 +102,15 @@ def test_a_key_opens_for_its_holder_only() -> None:
 
 
 def test_a_viewers_key_is_unknown_to_a_gateway_of_an_older_version() -> None:
-    """It knows no viewers: it would take the holder for a member."""
+    """It knows no viewers: it would take the holder for a member, also one who sends the role with the secret."""
     text, key = new_key("wall", "ours", role="viewer", created_at=0)
     assert asyncio.run(Keyring(Keys(key).find).holder(f"Bearer {text}", 1.0)).role == "viewer"
-    with pytest.raises(Refused, match="not known here"):
-        asyncio.run(Keyring(Keys(replace(key, role="member")).find).holder(f"Bearer {text}", 1.0))
+    prefix, id_, secret = text.split("-")
+    older = Keyring(Keys(replace(key, role="member")).find)
+    for sent in (secret, f"viewer:{secret}", key.secret_hash, key.secret_hash.removeprefix("viewer:")):
+        assert hashlib.sha256(sent.encode()).hexdigest() != key.secret_hash  # so an older version compares
+        with pytest.raises(Refused, match="not known here"):
+            asyncio.run(older.holder(f"Bearer {prefix}-{id_}-{sent}", 1.0))
 
 
 def test_keys_are_remembered_for_a_moment() -> None:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from producers.gateway.answers import Json
-from producers.gateway.gateway import By, FleetViewer, Here, Operator
+from producers.gateway.gateway import By, FleetViewer, Gateway, Here, Operator
 from producers.gateway.keys import checked_rights, new_key
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
@@ -53,6 +53,7 @@ async def keys(gateway: Here, _: FleetViewer) -> Response:
 @router.post("/keys", status_code=201, responses=answer_of(api_answers.MADE_KEY, status=201))
 async def add_key(body: NewKey, gateway: Here, _: Operator, by: By) -> Response:
     """Make a key. Only this answer has its text: the store keeps a hash."""
+    _check_keys(gateway)
     now = time.time()
     text, key = new_key(
         body.name,
@@ -74,6 +75,7 @@ async def remove_key(
     key: Annotated[str, Path(description="The key's `id`.")], gateway: Here, _: Operator, by: By
 ) -> Response:
     """Remove a key, and list the others. Gateways refuse it within ten seconds; its tenant's jobs stay."""
+    _check_keys(gateway)
 
     def removed(store: Store) -> bool:
         found = store.keys.find(key) if is_id(key) else None
@@ -106,6 +108,17 @@ async def set_tenant(body: TenantSettings, gateway: Here, _: Operator, by: By) -
         lambda store: store.tenants.configure(replace(store.tenants.enrol(name), **changes), by=by)
     )
     return await tenants(gateway, _)
+
+
+def _check_keys(gateway: Gateway) -> None:
+    """Raise Problem if this gateway asks for no key: any program of its machine could make one that outlives it."""
+    if not gateway.settings.auth:
+        raise Problem(
+            403,
+            "KeysNotServed",
+            "a gateway with --no-auth changes no keys, since they count at every gateway of the store",
+            remedy="use `argosy gateway keys`, or a gateway that asks for keys",
+        )
 
 
 def _view(key: ApiKey) -> dict[str, Any]:

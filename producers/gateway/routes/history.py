@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
@@ -22,12 +21,8 @@ router = APIRouter(prefix="/api", tags=["operations"])
 @router.get("/history", responses=answer_of(api_answers.HISTORY))
 async def history(gateway: Here, _: FleetViewer, days: Annotated[int, Query(ge=1, le=366)] = 14) -> Response:
     """Return the recorded batches of each of the last `days` days of UTC, in sums. A purge deletes old batches."""
-    today = int(time.time() // DAY_S)
-    found = []
-    for day in range(today - days + 1, today + 1):
-        kept = gateway.days.get(day)
-        if kept is None:
-            kept = await gateway.client.ask(lambda store: store.flight.day(day))  # noqa: B023 - run at once
-            gateway.days[day] = kept
-        found.append({"day": datetime.fromtimestamp(day * DAY_S, UTC).date().isoformat(), **asdict(kept)})
+    found = [
+        {"day": datetime.fromtimestamp(day * DAY_S, UTC).date().isoformat(), **asdict(sums)}
+        for day, sums in await gateway.days.last(days)
+    ]
     return Json({"days": found})

@@ -15,7 +15,7 @@ from producers.client import notices
 from producers.client.async_handles import AsyncHandle
 from producers.client.request import NewItem
 from producers.gateway.answers import Json
-from producers.gateway.gateway import Gateway, Here, Member, Viewer, while_there
+from producers.gateway.gateway import By, Gateway, Here, Member, Viewer, while_there
 from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
@@ -82,7 +82,7 @@ async def look(request: Request, item: ItemId, gateway: Here, caller: Viewer, wa
 
 
 @router.delete("/{item}", responses=_ANSWERS)
-async def cancel(item: ItemId, gateway: Here, caller: Member) -> Response:
+async def cancel(item: ItemId, gateway: Here, caller: Member, by: By) -> Response:
     """Cancel an item that this gateway accepted recently. Computed results stay."""
     job, seq, expected = await _known(gateway, caller, item)
     handle = gateway.kept(job, seq)
@@ -93,7 +93,7 @@ async def cancel(item: ItemId, gateway: Here, caller: Member) -> Response:
                 409, "NotHere", "this gateway did not accept the item, or not recently", remedy="wait for its results"
             )
         return _answer(item, rows, expected)
-    await handle.cancel()
+    await handle.cancel(by=by)
     return _answer(item, await handle.results(), expected)
 
 

@@ -19,7 +19,7 @@ export const key = {
 };
 
 /** What the key may change, so that the page offers nothing else: the gateway refuses it anyway. */
-export const may = { change: false, operate: false };
+export const may = { change: false, operate: false, keys: false };
 
 let skewS = 0;
 

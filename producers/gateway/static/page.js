@@ -43,7 +43,7 @@ async function show(focus) {
   const own = (shown = new AbortController());
   try {
     caller ??= await get("/api/caller");
-    Object.assign(may, { change: caller.role !== "viewer", operate: caller.operator });
+    Object.assign(may, { change: caller.role !== "viewer", operate: caller.operator, keys: caller.operator && caller.keys });
     failed = 0;
   } catch (error) {
     if (error.status !== 401) tellLater(own.signal, error);

@@ -17,13 +17,13 @@ export function tenants(root, { signal }) {
 const field = (name, attributes = {}) => el("input", { "aria-label": name, placeholder: name, spellcheck: false, autocomplete: "off", ...attributes });
 
 /** A form in a line; `act` runs with its button disabled. */
-function lineOf(fields, text, act) {
+function lineOf(allowed, fields, text, act) {
   const button = el("button", { type: "submit" }, text);
   const submit = (event) => {
     event.preventDefault();
     doing(button, act);
   };
-  return el("form", { class: "line-form", hidden: !may.operate, submit }, fields, button);
+  return el("form", { class: "line-form", hidden: !allowed, submit }, fields, button);
 }
 
 function tenantTable() {
@@ -35,7 +35,7 @@ function tenantTable() {
   }, "No tenant yet.");
   const number = (name) => field(name, { type: "number", min: 0, step: "any" });
   const fields = { name: field("Tenant"), weight: number("Weight"), max_items_per_s: number("Items a second (0: no limit)"), max_in_flight: number("Most in flight (0: no limit)") };
-  const form = lineOf(Object.values(fields), "Set", async () => {
+  const form = lineOf(may.operate, Object.values(fields), "Set", async () => {
     const body = { name: fields.name.value.trim() };
     for (const name of ["weight", "max_items_per_s", "max_in_flight"]) if (fields[name].value) body[name] = Number(fields[name].value);
     table.show((await post("/api/tenants", body)).tenants, "");
@@ -49,7 +49,7 @@ function tenantTable() {
 const limit = (value) => (value === null ? "no limit" : brief(value));
 
 function keyTable() {
-  const names = ["Key", "Tenant", "Role", "Made", "Expires", ...(may.operate ? ["Action"] : [])];
+  const names = ["Key", "Tenant", "Role", "Made", "Expires", ...(may.keys ? ["Action"] : [])];
   const show = (keys) => table.show(keys, "");
   const table = tableOf("Keys", names, (key) => key.id, (key) => keyRow(key, show), "No key yet.");
   const name = field("Name", { required: true });
@@ -57,7 +57,7 @@ function keyTable() {
   const role = el("select", { "aria-label": "Role" }, ROLES.map((one) => el("option", { value: one }, one)));
   const days = field("Expires after days", { type: "number", min: 1 });
   const made = el("p", { class: "whole", role: "status", hidden: true });
-  const form = lineOf([name, tenant, role, days], "Make key", async () => {
+  const form = lineOf(may.keys, [name, tenant, role, days], "Make key", async () => {
     const owner = tenant.value.trim();
     const body = { name: name.value, role: role.value, tenant: owner || null, all_tenants: !owner && role.value !== "member", expires_s: days.value ? 86400 * Number(days.value) : null };
     const { key } = await post("/api/keys", body);
@@ -89,7 +89,7 @@ function keyRow(key, show) {
       cell("Role", {}, key.role),
       cell("Made", { class: "when", title: moment(key.created_at) }, ago(key.created_at, now())),
       cell("Expires", { class: "when" }, expires),
-      may.operate && cell("Action", {}, button),
+      may.keys && cell("Action", {}, button),
     ),
   };
 }

@@ -1,7 +1,8 @@
 """The audit log: who changed what, when and from where.
 
 A change writes its entry in its own transaction, so that neither is there without the other. A purge, which takes many
-transactions, writes its entry before the first. Entries hold names and ids, never inputs, results or secrets.
+transactions, writes its entry before the first; a change of a job's priority with the job, before its envelopes.
+Entries hold names and ids, never inputs, results or secrets.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What waits for its time, and what an operator has paused."""
+"""What waits for its time, what an operator has paused, and the priority of what waits."""
