@@ -9,13 +9,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from producers.client.client import Client
 from producers.client.sending import intake
@@ -28,7 +29,7 @@ from producers.commands.submit import SourceOptions
 from results_store.records import NewJob
 from results_store.sql.database import Weight
 from results_store.sql.schema import schedule_runs
-from results_store.sql.waiting.schedules import LEASE_S, Schedule, TakenRun
+from results_store.sql.waiting.schedules import LEASE_S, Planned, Schedule, TakenRun
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.rows import run_together
@@ -61,8 +62,8 @@ def add(
         "tenant": "acme",
     }
     described = ScheduledSubmission(timing=Timing(cron="* * * * *"), rows=SourceOptions(**given))  # type: ignore[arg-type]
-    text = msgspec.json.encode(described).decode()
-    assert store.schedules.add(Schedule(name=name, submission=text, next_at=next_at, **changes))  # type: ignore[arg-type]
+    submission = msgspec.json.encode(described).decode()
+    assert store.schedules.add(Schedule(name=name, submission=submission, next_at=next_at, **changes))  # type: ignore[arg-type]
 
 
 def times(store: Store, *states: str) -> list[float]:
@@ -306,6 +307,29 @@ def test_old_runs_are_purged(store: Store) -> None:
     assert len(store.schedules.runs("s")) == 1
     store.retention.purge(finished_before=store.now() + 60)
     assert store.schedules.runs("s") == []
+
+
+def test_a_schedule_that_is_removed_while_its_run_is_taken_leaves_no_run(store: Store, store_url: str) -> None:
+    add(store)
+    removed: list[bool] = []
+
+    def remove() -> None:
+        with Store(store_url) as other:
+            removed.append(other.schedules.remove("s"))
+
+    remover = threading.Thread(target=remove)
+
+    def slow_plan(schedule: Schedule, now: float) -> Planned:
+        remover.start()
+        if store_url.startswith("postgresql"):
+            with store._database.read() as connection:
+                waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+                until(lambda: connection.execute(waits).scalar_one())
+        return planned(schedule, now)
+
+    assert store.schedules.take(HERE, "n", slow_plan, now=MINUTE + 1) is not None
+    remover.join()
+    assert (removed, store.schedules.every(), store.schedules.runs("s")) == ([True], [], [])
 
 
 # --- the commands ---

@@ -147,9 +147,10 @@ class Schedules:
     def remove(self, name: str, *, by: Actor | None = None) -> bool:
         """Remove a schedule with its runs. Return whether there was one. Jobs that were submitted stay."""
         with self._database.write(Weight.ACCEPTED) as connection:
-            connection.execute(delete(schedule_runs).where(schedule_runs.c.schedule == name))
+            # its row first: a node that takes a run has it locked, and its run must be there when runs are deleted
             if not connection.execute(delete(schedules).where(schedules.c.name == name)).rowcount:
                 return False
+            connection.execute(delete(schedule_runs).where(schedule_runs.c.schedule == name))
             note(connection, by, "schedule remove", f"schedule:{name}")
             return True
 
