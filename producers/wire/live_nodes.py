@@ -48,6 +48,8 @@ class LiveNode(Announcement, frozen=True, kw_only=True):
 
     name: str = ""
     device: str = ""
+    host: str = ""
+    schedules: tuple[str, ...] = ()
     models: dict[str, LiveModel] = {}  # type: ignore[assignment]  # each is a ServedModel, and nobody changes it
 
 

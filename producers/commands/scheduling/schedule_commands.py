@@ -77,6 +77,7 @@ def add(
 
     from producers.client.client import Client
     from producers.commands.scheduling.scheduled_run import ScheduledSubmission, checked_name
+    from producers.commands.serving import unscheduled
     from results_store.sql.waiting.schedules import Schedule
 
     name = checked_name(schedule_name)
@@ -99,6 +100,8 @@ def add(
             raise click.UsageError(f"there is already a schedule {name!r}; `argosy schedule remove {name}` first")
     on = f" on {host}" if host else ""
     say(f"schedule {name}: next run {_when(new.next_at, timing.zone)}{on}", err=True)
+    if remedy := unscheduled(new.submission, host):
+        say(f"argosy: no running worker may read its source, and it waits until one may: {remedy}", err=True)
 
 
 @schedule.command("list")
