@@ -37,7 +37,7 @@ class AllowedPlaces:
         for place in self.places:
             if not place.strip():
                 raise ValueError("`schedules` has an empty place; name a folder or a URL, or leave it out")
-            if "://" in place and not (_PREFIX.fullmatch(place) and _is_plain(place)):
+            if "://" in place and not (_PREFIX.fullmatch(place) and _is_plain(place) and "::" not in place):
                 forms = "s3://bucket/, https://host/folder/ with the slash at its end, or a folder without file://"
                 raise ValueError(f"`schedules` has {place!r}, under which no source is; write {forms}")
 
