@@ -55,10 +55,10 @@ def changed(results: Iterable[Result]) -> str | None:
 
 def unscheduled(submission: str, host: str | None) -> str:
     """Return a remedy if no running worker may read a schedule's sources, or nothing, also if Redis cannot be asked."""
-    from producers.wire.live_nodes import live_nodes
+    from producers.wire.live_nodes import schedule_readers
     from producers.wire.outside.allowed_places import unread
 
-    nodes = _asked(live_nodes)
+    nodes = _asked(schedule_readers)
     return "" if nodes is None else unread(submission, host, ((node.host, node.schedules) for node in nodes))
 
 

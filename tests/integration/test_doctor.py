@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from redis import Redis
 
 from producers.commands.main import main
+from producers.commands.serving import unscheduled
 from producers.wire.connection import Connection
 from producers.wire.live_nodes import NODES
 from producers.wire.publisher import Publisher
@@ -213,6 +214,7 @@ def test_a_schedule_is_run_by_a_node_of_its_machine_that_may_read_it(
     store.schedules.add(Schedule(name="nightly", submission=OF_DATA, host=host, next_at=store.now() + 900))
     found = problems()
     assert (found == []) is ok
+    assert (unscheduled(OF_DATA, host) == "") is ok, "`argosy schedule add` says the same"
     assert ok or "`[worker] schedules = [" in found[0].remedy
 
 

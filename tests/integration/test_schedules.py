@@ -354,7 +354,9 @@ def test_a_node_starts_the_process_that_submits(
     try:
         node.look()
         until(lambda: store.schedules.runs("s") and store.schedules.runs("s")[0].state == "done")
-        until(lambda: (node.look(), node._process is None)[1])
+        while node._process is not None:
+            assert node._process.wait(30) == 0
+            node.look()
     finally:
         node.stop()
     assert [job.items for job in store.jobs()] == [2]
@@ -422,6 +424,7 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "secret.txt").write_text("key")
     (root / "link.txt").symlink_to(tmp_path / "secret.txt")
     (root / "folder").symlink_to(tmp_path)
+    (root / "circle").symlink_to(root / "circle")
     return root
 
 
@@ -434,7 +437,7 @@ def root(tmp_path: Path) -> Path:
         "https://logs.example.evil/a/x.csv", "https://logs.example@evil/a/x.csv", "https://logs.example/ab/x.csv",
         "https://logs.example/a/../b", "https://logs.example/a/%2e%2E/b", "https://logs.example/a/%252e%252e/b",
         "https://logs.example/a/.\t./b", "https://logs.example/a", "HTTPS://logs.example/a/x.csv", "s3://logs-too/x",
-        "http://169.254.169.254/latest/meta-data", "memory://x",
+        "http://169.254.169.254/latest/meta-data", "memory://x", "{0}/circle", "s3://logs/%" + 500_000 * "25",
     ],
 )  # fmt: skip
 def test_a_schedule_of_another_place_is_left_alone(root: Path, where: str) -> None:

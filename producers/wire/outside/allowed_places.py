@@ -18,6 +18,9 @@ import msgspec
 #: A beginning of URLs that ends a host or a folder. A query, a chain (``::``) or a step up (``..``) has no place in it.
 _PREFIX = re.compile(r"(?!(?:file|local)://)[a-z][a-z0-9+.-]*://[^/?#\s:\\]+(?::\d+)?/(?:[^?#\s\\]*/)?")
 
+#: The most characters of a path or a URL: a name that was quoted many times takes long to unquote.
+_LONGEST = 4096
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -59,11 +62,8 @@ class AllowedPlaces:
 
     def holds(self, path: Path) -> bool:
         """Return whether a local file is in one of the folders, once links are followed."""
-        try:
-            found = path.resolve()
-        except (OSError, RuntimeError, ValueError):  # a circle of links, or a NUL in the name
-            return False
-        return any(found.is_relative_to(root) for root in self._roots())
+        found = _resolved(path)
+        return found is not None and any(found.is_relative_to(root) for root in self._roots())
 
     def _names(self, source: str) -> bool:
         if "://" in source:
@@ -78,7 +78,15 @@ class AllowedPlaces:
         return (place for place in self.places if "://" not in place)
 
     def _roots(self) -> Iterator[Path]:
-        return (Path(folder).resolve() for folder in self._folders())
+        return (root for folder in self._folders() if (root := _resolved(Path(folder))) is not None)
+
+
+def _resolved(path: Path) -> Path | None:
+    """Return a path with links followed, or None for a circle of links and a name with a NUL."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _fixed(pattern: str) -> Path:
@@ -88,6 +96,8 @@ def _fixed(pattern: str) -> Path:
 
 def _is_plain(name: str) -> bool:
     """Return whether a name goes nowhere up, as it is or unquoted, and has no signs that some readers leave out."""
+    if len(name) > _LONGEST:
+        return False
     seen = {name}
     while (name := unquote(name)) not in seen:
         seen.add(name)
