@@ -184,6 +184,33 @@ def test_a_run_that_ends_its_processes_ends_and_its_neighbours_do_not(
     assert other.schedule.name == "other"
 
 
+def test_a_run_that_ended_its_processes_has_its_process_for_itself(
+    client: Client, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "rows.txt"
+    source.write_text("a")
+    add(store, source)
+    for attempt in range(3):
+        assert take_later(store, attempt) is not None
+    with store._database.write(Weight.NOTE) as connection:
+        connection.execute(update(schedule_runs).values(leased_until=1.0))
+    assert store.schedules.pause("s")
+    add(store, source, name="other", next_at=1.0)
+    beside, other_began = [], threading.Event()
+
+    def submit(client: Client, run: TakenRun, allowed: AllowedPlaces) -> str:
+        if run.schedule.name == "s":
+            beside.append(other_began.wait(1.0))
+        else:
+            other_began.set()
+        return submit_run(client, run, allowed)
+
+    monkeypatch.setattr(due_runs, "submit_run", submit)
+    submit_due(client, ANYWHERE)
+    assert (beside, other_began.is_set()) == ([False], True)
+    assert [store.schedules.runs(name)[0].state for name in ("s", "other")] == ["done", "done"]
+
+
 def test_a_run_that_was_postponed_needs_no_solitude(store: Store) -> None:
     """Its process lives: others need not wait for its file."""
     add(store)
