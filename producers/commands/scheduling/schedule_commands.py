@@ -66,7 +66,8 @@ def add(
     """Submit SOURCE again and again, or once, under the name NAME.
 
     Options are those of `argosy submit`. A SOURCE is read when the run is due, by a worker's machine: this one, for
-    paths. {planned_at:%Y-%m-%d} in it becomes the run's time. Times are by the store's clock.
+    paths. The worker's fleet.toml must name its folder, or the beginning of its URL, in `[worker] schedules`.
+    {planned_at:%Y-%m-%d} in it becomes the run's time. Times are by the store's clock.
 
     \b
     argosy schedule add nightly s3://logs/{planned_at:%Y-%m-%d}.jsonl -t topic --cron '30 2 * * *' --zone Asia/Tokyo
