@@ -27,6 +27,7 @@ from producers.wire.errors import ConfigurationError
 from producers.wire.fleet_file import expanded, known, read_toml, typed
 from producers.wire.forms import Redactable
 from producers.wire.messages import Priority
+from producers.wire.outside.allowed_places import AllowedPlaces
 from producers.wire.training.training_job import TRAINING
 from results_store.records import MAX_ATTEMPTS
 from workers.models.decoding.decoding_limits import LEAST_MEMORY_BYTES, LEAST_PROCESSES, DecodingLimits
@@ -73,7 +74,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `tune_at_start` lets a worker measure backends before
     its first start on a machine (`argosy tune` does it better). `drop_inputs` deletes inputs from the store once all
     their results have succeeded. `trainings` are the folders of the recipes that this node trains as jobs of the fleet
-    (none named: it takes no trainings).
+    (none named: it takes no trainings). `schedules` are the folders and the beginnings of URLs (``s3://logs/``) from
+    which this node submits by the clock (none named: it runs no schedules).
     their results have succeeded. Entries of the audit log are deleted after `audit_days`.
     """
 
@@ -97,6 +99,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tune_at_start: bool = True
     drop_inputs: bool = False
     trainings: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
     audit_days: float = 365.0
 
     @property
@@ -108,6 +111,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         _ = self.memory_budget_bytes
         if any(not folder.strip() for folder in self.trainings):
             raise ValueError("`trainings` has an empty path; name a folder, or leave it out")
+        AllowedPlaces(self.schedules).check()
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
         if not 0 <= self.bulk_share <= 0.9:  # the rest is for aged and for more urgent items
@@ -308,7 +312,7 @@ def _with_paths(raw: dict[str, Any], file: Path) -> dict[str, Any]:
     """Let the paths of sources, of options that are paths, and of allowed folders count from the folder of the file."""
     base = file.absolute().parent
     _let_count_from(base, raw.get("limits"), ("allowed_roots",))
-    _let_count_from(base, raw.get("worker"), ("trainings",))
+    _let_count_from(base, raw.get("worker"), ("trainings", "schedules"))
     for kind in ("models", "data"):
         tables = raw.get(kind)
         for table in tables.values() if isinstance(tables, dict) else ():
@@ -324,7 +328,7 @@ def _let_count_from(base: Path, table: object, names: Iterable[str]) -> None:
         return
     for name in names:
         value = table.get(name)
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and value.strip() and "://" not in value:
             table[name] = str(_found(expanded(value), base))
         elif isinstance(value, list):
             named = [{name: one} for one in value]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from producers.wire.errors import ArgosyError
 from producers.wire.training.training_job import TRAINING
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from results_store.records import Result
+
+T = TypeVar("T")
 
 #: The setting of workers that take trainings.
 SETTING = 'worker.trainings = ["the folder of the recipes"]'
@@ -49,13 +53,28 @@ def changed(results: Iterable[Result]) -> str | None:
     return None
 
 
+def unscheduled(submission: str, host: str | None) -> str:
+    """Return a remedy if no running worker may read a schedule's sources, or nothing, also if Redis cannot be asked."""
+    from producers.wire.live_nodes import schedule_readers
+    from producers.wire.outside.allowed_places import unread
+
+    nodes = _asked(schedule_readers)
+    return "" if nodes is None else unread(submission, host, ((node.host, node.schedules) for node in nodes))
+
+
 def _served() -> Mapping[str, set[str]] | None:
-    from producers.wire.connection import Connection
     from producers.wire.live_nodes import served_models
+
+    return _asked(served_models)
+
+
+def _asked(look: Callable[[Redis], T]) -> T | None:
+    """Return what is seen in Redis, or None if it cannot be asked."""
+    from producers.wire.connection import Connection
     from producers.wire.publisher import as_unavailable, connect
 
     try:
         with connect(Connection().broker_url) as redis, as_unavailable(redis):
-            return served_models(redis)
+            return look(redis)
     except ArgosyError:
         return None

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from producers.client.client import Client
     from producers.client.handles import Job
     from producers.sources import Source
+    from producers.wire.outside.allowed_places import AllowedPlaces
     from results_store.export.spreadsheet import Cells
 
 PRIORITIES = [priority.name.lower() for priority in Priority]
 FORMATS = ["text", "json", "jsonl", "csv", "tsv", "parquet", "arrow"]
 
 
-class SourceOptions(msgspec.Struct, frozen=True, kw_only=True):
+class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options that say which rows are submitted, and how."""
 
     where: tuple[str, ...]
@@ -227,8 +228,10 @@ def submit(**given: Any) -> None:
             say(f"follow it with `argosy status {job.id}`", err=True)
 
 
-def source_of(client: Client, options: SourceOptions, *, reread: bool = False) -> Source:
-    """Return the rows to submit; `reread` lets standard input be read again."""
+def source_of(
+    client: Client, options: SourceOptions, *, reread: bool = False, allowed: AllowedPlaces | None = None
+) -> Source:
+    """Return the rows to submit; `reread` lets standard input be read again, `allowed` bounds the files read."""
     from producers.sources import Source
 
     task = client.catalogue.task(options.tasks[0])
@@ -242,6 +245,7 @@ def source_of(client: Client, options: SourceOptions, *, reread: bool = False) -
         format=options.format,
         reread=reread,
         declared=_declared(client, options) if task.kind.modality in ("row", "series") else {},
+        allowed=allowed,
     )
 
 

@@ -12,10 +12,11 @@ from urllib.parse import unquote_to_bytes
 
 from producers.client.request import NewItem
 from producers.sources.detection import LFS_POINTER
-from producers.sources.places import LocalFile, Place, RemoteFile, told
+from producers.sources.places import LocalFile, Place, RemoteFile, may_be_beside, outside, told
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import PathInput, UrlInput
+from producers.wire.outside.allowed_places import AllowedPlaces
 
 Row: TypeAlias = NewItem | InvalidInput
 
@@ -62,6 +63,7 @@ class Media:
     modality: str
     limits: Limits
     send_paths: bool
+    allowed: AllowedPlaces | None = None
 
     def item(self, record: Record) -> Row:
         """Return the record's item, or an InvalidInput if its file cannot be read."""
@@ -70,7 +72,9 @@ class Media:
             return self._with_image(record, value)
         try:
             if self.modality in MEDIA_SUFFIXES:
-                value = _medium(value, record.place)
+                value = _medium(value, record.place, self.allowed)
+            if self.allowed is not None and isinstance(value, LocalFile) and not self.allowed.holds(value.path):
+                raise outside(self.allowed, value.name)
         except InvalidInput as error:
             return InvalidInput(origin, f"{_short(error.field)} {error.problem}", error.remedy)
         if isinstance(value, LocalFile | RemoteFile):
@@ -106,7 +110,7 @@ class Media:
         return InputTooLarge(origin, problem, "make it smaller, or send its path with --paths")
 
 
-def _medium(value: Any, place: Place) -> Any:
+def _medium(value: Any, place: Place, allowed: AllowedPlaces | None) -> Any:
     """Return the bytes, the file or the URL that a row of the file `place` means. Raises InvalidInput."""
     if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:  # as Hugging Face's data sets store media
         if isinstance(value.get("bytes"), str):  # in JSON
@@ -118,7 +122,11 @@ def _medium(value: Any, place: Place) -> Any:
         kind, _, content = value.partition(",")
         plain = unquote_to_bytes(content)
         return _from_base64(value[:40], plain) if kind.lower().endswith(";base64") else plain
-    return UrlInput(value) if value.startswith(("http://", "https://")) else place.beside(value)
+    if value.startswith(("http://", "https://")):
+        return UrlInput(value)
+    if allowed is not None and not may_be_beside(place, value, allowed):
+        raise outside(allowed, value)
+    return place.beside(value)
 
 
 def _from_base64(name: str, packed: bytes) -> bytes:

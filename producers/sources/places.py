@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from producers.sources.detection import suffix_of, unpacked
 from producers.wire.errors import InvalidInput
+from producers.wire.outside.allowed_places import AllowedPlaces, is_below
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
@@ -244,6 +245,28 @@ def _below(folder: Path, root: Path, left_out: Counter[str]) -> Iterator[Place]:
 def _is_hidden(name: str) -> bool:
     """Return whether a name is hidden, or the folder in which a Mac's archives keep the files' attributes."""
     return name.startswith(".") or name == "__MACOSX"
+
+
+def path_of(place: Place | Folder) -> Path | None:
+    """Return the path of a file, a folder or a pipe of this machine; None for one that is elsewhere."""
+    if isinstance(place, LocalFile):
+        return place.path
+    if isinstance(place, Pipe):
+        return Path(place.name)
+    return Path(place.path) if isinstance(place, Folder) and place.fs is None else None
+
+
+def may_be_beside(place: Place, name: str, allowed: AllowedPlaces) -> bool:
+    """Return whether a file may be read that a row names. A local one must be held, too, once its path is known."""
+    if "://" in name:
+        return allowed.allows(name)
+    return not isinstance(place, RemoteFile) or is_below(f"/{name}", "/")
+
+
+def outside(allowed: AllowedPlaces, where: str) -> InvalidInput:
+    """Return the refusal of a source that scheduled submissions may not read here."""
+    remedy = f"this worker reads: {', '.join(allowed.places) or 'nothing'} (worker.schedules in its fleet.toml)"
+    return InvalidInput(without_query(where), "is not a source of schedules that this worker may read", remedy)
 
 
 def find(where: str, left_out: Counter[str]) -> list[Place | Folder]:

@@ -21,10 +21,23 @@ from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table,
 from producers.sources.file_reading import LINE_BYTES, Meter, Raw, Reader, Reading
 from producers.sources.formats import ARROW_TABLES, FORMATS, TEXT_TABLES
 from producers.sources.media import MEDIA_SUFFIXES, PATH, Media, Record, Row
-from producers.sources.places import STDIN, Folder, LocalFile, Pipe, Place, find, told, without_query
+from producers.sources.places import (
+    STDIN,
+    Folder,
+    LocalFile,
+    Pipe,
+    Place,
+    RemoteFile,
+    find,
+    outside,
+    path_of,
+    told,
+    without_query,
+)
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
+from producers.wire.outside.allowed_places import AllowedPlaces, is_below
 
 #: A separator in the name of a table's only column: the table may have more.
 _SEPARATOR = re.compile(r"[,;|\t:~^\x01\x1f]")
@@ -40,6 +53,7 @@ class Source:
     of the model's input, if it declares columns of tables or channels of series.
 
     Image and audio files are read here and sent as bytes, because a worker on another machine cannot read them.
+    If `allowed` is given, no file outside it is opened, whatever rows name.
     `send_paths` sends their paths instead, for a shared folder that the workers can read. `left_out` counts the other
     files of a folder, by suffix, and the folders and pipes that a pattern matches, while `rows` or `records` runs.
     `headers` has the first line of each table whose only column has an unusual name, as it may be a row.
@@ -55,6 +69,7 @@ class Source:
     reread: bool = False
     line_bytes: int = LINE_BYTES
     declared: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    allowed: AllowedPlaces | None = None
     meters: list[Meter] = field(default_factory=list, repr=False, compare=False)
     left_out: Counter[str] = field(default_factory=Counter, repr=False, compare=False)
     headers: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -64,14 +79,18 @@ class Source:
 
     def rows(self) -> Iterator[Row]:
         """Yield the items and the unreadable rows. Raises InvalidInput if a whole file is unusable."""
-        item = Media(self.modality, self.limits, self.send_paths).item
+        item = self._media.item
         self._check_files()
         for record in self.records():
             yield record.error or item(record)
 
+    @property
+    def _media(self) -> Media:
+        return Media(self.modality, self.limits, self.send_paths, self.allowed)
+
     def item(self, record: Record) -> Row:
         """Return a record's item, or its error."""
-        return record.error or Media(self.modality, self.limits, self.send_paths).item(record)
+        return record.error or self._media.item(record)
 
     def records(self) -> Iterator[Record]:
         """Yield every row with its columns, in the same order as `rows`, without reading images and clips."""
@@ -210,12 +229,22 @@ class Source:
 
     def _found(self, name: str) -> Sequence[Place | Folder]:
         if name not in self._pipes:
+            if self.allowed is not None and not self.allowed.allows(name):
+                raise outside(self.allowed, name)
             found = [Pipe(f".{self.format or 'txt'}")] if name == STDIN else find(name, self.left_out)
+            self._check_places(found)
             if not (len(found) == 1 and isinstance(found[0], Pipe)):
                 return found
             self._pipes[name] = found[0]  # always the same object, because its copy must be
             found[0].seekable = self.reread or self.format == "parquet"
         return [self._pipes[name]]
+
+    def _check_places(self, found: Sequence[Place | Folder]) -> None:
+        """Raise InvalidInput if a local file is outside the allowed places once links are followed."""
+        for place in found if self.allowed is not None else ():
+            path = path_of(place)
+            if self.allowed is not None and path is not None and not self.allowed.holds(path):
+                raise outside(self.allowed, place.name)
 
     def _records(self, place: Place | Folder, meter: Meter, *, many: bool) -> Iterator[Record]:
         if isinstance(place, Folder):
@@ -231,7 +260,10 @@ class Source:
         if self.modality not in MEDIA_SUFFIXES:
             problem = f"is a folder, but the task takes {self.modality} input"
             raise InvalidInput(folder.name, problem, "name a file, or a pattern such as 'folder/*.jsonl'")
-        return folder.files(MEDIA_SUFFIXES[self.modality], left_out)
+        for file in folder.files(MEDIA_SUFFIXES[self.modality], left_out):
+            if self.allowed is not None and isinstance(file, RemoteFile) and not is_below(file.path, folder.path):
+                raise outside(self.allowed, file.name)  # a web server's list of files may name any
+            yield file
 
     def _is_media(self, place: Place) -> bool:
         """Return whether a file is an input of a task for media, not a table of inputs."""

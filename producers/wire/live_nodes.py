@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -14,6 +14,8 @@ from producers.wire.queues import read
 
 if TYPE_CHECKING:
     from redis import Redis
+
+T = TypeVar("T")
 
 #: The set of the names of all nodes, also of nodes that died.
 NODES = "argosy.nodes"
@@ -51,6 +53,13 @@ class LiveNode(Announcement, frozen=True, kw_only=True):
     models: dict[str, LiveModel] = {}  # type: ignore[assignment]  # each is a ServedModel, and nobody changes it
 
 
+class ScheduleReader(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's machine, and the places that it reads for schedules. No part of a `LiveNode`, which users are shown."""
+
+    host: str = ""
+    schedules: tuple[str, ...] = ()
+
+
 def node_key(name: str) -> str:
     return f"argosy.node.{name}"
 
@@ -65,7 +74,16 @@ def announcements(redis: Redis) -> dict[str, bytes | None]:
 
 def live_nodes(redis: Redis) -> list[LiveNode]:
     """Return the live nodes whose announcement can be read, by name. Raises RedisError."""
-    nodes = [read(said, LiveNode) for said in announcements(redis).values() if said is not None]
+    return _announced(redis, LiveNode)
+
+
+def schedule_readers(redis: Redis) -> list[ScheduleReader]:
+    """Return the live nodes by the places that they read for schedules. Raises RedisError."""
+    return _announced(redis, ScheduleReader)
+
+
+def _announced(redis: Redis, kind: type[T]) -> list[T]:
+    nodes = [read(said, kind) for said in announcements(redis).values() if said is not None]
     return [node for node in nodes if node is not None]
 
 

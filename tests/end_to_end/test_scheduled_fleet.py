@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[LocalFleet]:
-    with fleet_in(tmp_path, f'{SCRIPTED}[result_cache]\ntasks = ["echo"]\n', workers_per_device=2) as fleet:
+    scripted = SCRIPTED.replace("[worker]\n", f'[worker]\nschedules = ["{tmp_path}"]\n')
+    with fleet_in(tmp_path, f'{scripted}[result_cache]\ntasks = ["echo"]\n', workers_per_device=2) as fleet:
         yield fleet
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from redis import Redis
 
 from producers.commands.main import main
+from producers.commands.serving import unscheduled
 from producers.wire.connection import Connection
 from producers.wire.live_nodes import NODES
 from producers.wire.publisher import Publisher
@@ -28,6 +29,9 @@ from workers.node import declared_settings, presence
 from workers.node.presence import ModelState, NodeState
 
 LONG_AGO_S = 600.0
+
+#: The submission of a schedule, as far as a node must understand it.
+OF_DATA = '{"rows": {"where": ["/data/logs/rows.csv"]}}'
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +131,11 @@ def late_schedule(publisher: Publisher, store: Store, redis: Redis) -> None:
     store.schedules.add(Schedule(name="nightly", submission="{}", host="gone", next_at=store.now() - 90))
 
 
+def forbidden_schedule(publisher: Publisher, store: Store, redis: Redis) -> None:
+    """Nobody has named its folder, and its time is to come."""
+    store.schedules.add(Schedule(name="nightly", submission=OF_DATA, next_at=store.now() + 900))
+
+
 def failed_schedule(publisher: Publisher, store: Store, redis: Redis) -> None:
     store.schedules.add(Schedule(name="nightly", submission="{}", next_at=1.0))
     run = store.schedules.take("here", "runner", lambda _, now: Planned(now, None))
@@ -163,6 +172,7 @@ def test_celerys_priorities_are_read(publisher: Publisher, broker_url: str, end:
         (wrong_clock, "clock", "the clock of worker w1 is 0:03:00 ahead of the store's"),
         (dead_letter, "dead letters", "1 envelopes were given up"),
         (late_schedule, "schedule nightly", "its run is 0:01:30 late, and nobody has begun it"),
+        (forbidden_schedule, "schedule nightly", "no living node may run it"),
         (failed_schedule, "schedule nightly", "its last run failed: absent.txt does not exist"),
         (lost_results, "jobs", "1 lack results that no envelope owes, for instance a"),
     ],
@@ -183,6 +193,29 @@ def test_a_planted_fault_is_found(
     assert problem.about == about
     assert found in problem.found
     assert problem.remedy
+
+
+@pytest.mark.parametrize(
+    ("places", "on", "host", "ok"),
+    [
+        (["/data"], "here", None, True),
+        (["/srv", "/data/logs"], "here", "here", True),
+        (["/data"], "elsewhere", "here", False),
+        (["/data-too"], "here", None, False),
+        (["s3://logs/"], "here", None, False),
+    ],
+)
+def test_a_schedule_is_run_by_a_node_of_its_machine_that_may_read_it(
+    publisher: Publisher, store: Store, places: list[str], on: str, host: str | None, ok: bool
+) -> None:
+    models = {"text": ModelState(revision="r")}
+    state = NodeState(name="w1", device="cpu", models=models, lanes=[0, 1], at=time.time(), host=on, schedules=places)
+    presence.tell(publisher, state)
+    store.schedules.add(Schedule(name="nightly", submission=OF_DATA, host=host, next_at=store.now() + 900))
+    found = problems()
+    assert (found == []) is ok
+    assert (unscheduled(OF_DATA, host) == "") is ok, "`argosy schedule add` says the same"
+    assert ok or "`[worker] schedules = [" in found[0].remedy
 
 
 def test_a_full_redis_is_no_wrong_clock(publisher: Publisher, broker_url: str) -> None:

@@ -67,6 +67,11 @@ def test_a_file_adds_a_model_with_its_tasks(tmp_path):
         ),
         ("[worker]\nlease_s = 1e300\n", "worker: `lease_s` must be a number of seconds"),
         ('[worker]\nmemory_budget = "' + "9" * 400 + ' GB"\n', "worker: `memory_budget` is more than any device has"),
+        ('[worker]\nschedules = [" "]\n', "worker: `schedules` has an empty place"),
+        ('[worker]\nschedules = ["s3://logs"]\n', "worker: `schedules` has 's3://logs', .* write s3://bucket/"),
+        ('[worker]\nschedules = ["file:///etc/"]\n', "worker: `schedules` has 'file:///etc/'"),
+        ('[worker]\nschedules = ["s3://logs/../"]\n', "worker: `schedules` has 's3://logs/../'"),
+        ('[worker]\nschedules = ["zip://a/::s3://b/"]\n', "worker: `schedules` has 'zip://a/::s3://b/'"),
         ('[limits]\nallowed_roots = [" "]\n', "limits: `allowed_roots` has an empty path"),
         ('[limits]\nallowed_hosts = ["https://x.example/"]\n', "limits: `allowed_hosts` has 'https://x.example/'"),
         ('[limits]\nallowed_hosts = ["*"]\n', "limits: `allowed_hosts` has '\\*', .*; write host, host:port or "),
@@ -101,11 +106,12 @@ def test_an_error_names_file_and_setting(tmp_path, text, message):
 
 def test_what_other_tools_write_is_read(tmp_path, monkeypatch):
     """The mark of Windows' editors, the user's folder, folders beside the file, a port that is usual, a model twice."""
-    text = '[worker]\nmodels = ["text", "text"]\n[limits]\nallowed_roots = ["~/photos", "clips", "/srv"]\n'
+    text = '[worker]\nmodels = ["text", "text"]\nschedules = ["rows", "s3://logs/"]\n[limits]\nallowed_roots = ["~/photos", "clips", "/srv"]\n'
     (tmp_path / "fleet.toml").write_text(text, encoding="utf-8-sig")
     monkeypatch.setenv("HOME", str(tmp_path))
     found = settings.load(environment={"ARGOSY_FLEET": "~/fleet.toml"})
     assert found.limits.allowed_roots == (str(tmp_path / "photos"), str(tmp_path / "clips"), "/srv")
+    assert found.worker.schedules == (str(tmp_path / "rows"), "s3://logs/")
     assert found.served == ("text",)
     assert Catalogue.from_toml("~/fleet.toml").limits == Catalogue.builtin().limits
 

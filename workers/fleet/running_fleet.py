@@ -13,10 +13,12 @@ from producers.wire.connection import Connection
 from producers.wire.errors import BrokerUnavailable, Overloaded
 from producers.wire.live_nodes import node_key
 from producers.wire.messages import Priority
+from producers.wire.outside.allowed_places import unread
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.queues import PRIORITY_ENDS, PRIORITY_SEPARATOR, queue_of, waiting_messages
 from producers.wire.training.training_job import TRAINING
 from results_store.records import Backlog, Batch
+from results_store.sql.waiting.schedules import Schedule
 from results_store.store import Store
 from workers.fleet.findings import Finding, checked
 from workers.node import presence
@@ -30,6 +32,11 @@ PATIENCE_S = 60.0
 
 #: A run of a schedule that nobody has begun for so long.
 SCHEDULED_LATE_S = 60.0
+
+#: The remedy for a run that living nodes may begin by their settings.
+_LEFT = (
+    "see the workers' logs: a time zone that is not there or a newer form is named; or a link leads out of the folder"
+)
 
 #: Clocks that differ by less are not worth a remedy.
 CLOCKS_APART_S = 5.0
@@ -49,7 +56,7 @@ def examine(where: Connection) -> list[Finding]:
             "envelopes": partial(_running_alone, store),
             "pauses": partial(paused, store),
             "retries": partial(_postponed, store),
-            "schedules": partial(_scheduled, store),
+            "schedules": partial(_scheduled, publisher, store),
             "dead letters": partial(_dead, store),
             "clock": partial(_clocks, publisher, store),
         }
@@ -173,17 +180,26 @@ def _postponed(store: Store) -> Iterator[Finding]:
         yield Finding("retries", True, f"{found}; the next in {_age(found.due_at - store.now())}")
 
 
-def _scheduled(store: Store) -> Iterator[Finding]:
+def _scheduled(publisher: Publisher, store: Store) -> Iterator[Finding]:
     """Report schedules whose time has passed without a run, and those whose last run failed."""
-    for one in store.schedules.late(SCHEDULED_LATE_S):
-        late = _age(store.now() - (one.next_at or 0.0))
-        remedy = f"start a worker on {one.host}" if one.host else "start a worker of this version"
-        yield Finding(f"schedule {one.name}", False, f"its run is {late} late, and nobody has begun it", remedy)
+    nodes, late = presence.nodes(publisher), store.schedules.late(SCHEDULED_LATE_S)
+    for one in late:
+        found = f"its run is {_age(store.now() - (one.next_at or 0.0))} late, and nobody has begun it"
+        yield Finding(f"schedule {one.name}", False, found, _unscheduled(one, nodes) or _LEFT)
+    waiting = {one.name for one in late}
     for one in store.schedules.every():
+        is_next = nodes and one.next_at is not None and one.paused_at is None and one.name not in waiting
+        if is_next and (remedy := _unscheduled(one, nodes)):
+            yield Finding(f"schedule {one.name}", False, "no living node may run it", remedy)
         for run in store.schedules.runs(one.name):
             if run.state in ("failed", "skipped"):
                 remedy = f"submit the rows by `argosy submit`; `argosy schedule runs {one.name}` lists the runs"
                 yield Finding(f"schedule {one.name}", False, f"its last run {run.state}: {run.error}", remedy)
+
+
+def _unscheduled(one: Schedule, nodes: Sequence[NodeState]) -> str:
+    """Return the remedy if no living node may run a schedule, or nothing."""
+    return unread(one.submission, one.host, ((node.host, node.schedules) for node in nodes))
 
 
 def _dead(store: Store) -> Iterator[Finding]:

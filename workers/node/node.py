@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import secrets
 import threading
 import time
@@ -24,6 +25,7 @@ import msgspec
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
 from producers.wire.messages import COLUMNS, Priority, named
+from producers.wire.outside.allowed_places import AllowedPlaces
 from producers.wire.pipelines.following import follow
 from producers.wire.publisher import Publisher
 from producers.wire.result_files import ResultFiles, place_of_files
@@ -123,7 +125,9 @@ class Node:
         self._held = HeldEnvelopes(self._store, worker=holder, lease_s=settings.worker.lease_s)
         self._figures = WorkerFigures(slots=settings.worker.concurrency)
         self._paused = PausedWork(self._store, self._held)
-        self._scheduled = ScheduledSubmissions(self._store, environment_of(broker_url, store_url))
+        self._scheduled = ScheduledSubmissions(
+            self._store, environment_of(broker_url, store_url), settings.worker.schedules
+        )
         self._gate = Gate()
         self._turns = ThreadTurns()
         self._following = FollowUpPublisher(self._store, self._publisher)
@@ -469,6 +473,8 @@ class Node:
             unloads=residence.unloads,
             reads=COLUMNS,
             lanes=self.lanes.numbers,
+            host=platform.node(),
+            schedules=list(AllowedPlaces(self.settings.worker.schedules).resolved),
             at=time.time(),
             figures=self._figures.now(self._held, self._batcher, self._writers, self.watchdog),
         )

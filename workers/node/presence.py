@@ -39,6 +39,8 @@ class ModelState(msgspec.Struct, frozen=True, kw_only=True):
 class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     """A node: its models by name, the loaded ones, their memory, and the number of loads and unloads.
 
+    On the machine `host` it may read these places for `schedules`.
+
     It reads messages up to the version `reads`, and takes them from the queues of its
     models in these `lanes`: see `producers.wire.live_nodes`. `at` is the time of the announcement by the node's clock,
     as Unix time. A node of an older version says neither lanes nor time. `figures` are for metrics: see
@@ -55,6 +57,8 @@ class NodeState(msgspec.Struct, frozen=True, kw_only=True):
     unloads: int = 0
     reads: int = VERSION
     lanes: list[int] = []
+    host: str = ""
+    schedules: list[str] = []
     at: float = 0.0
     figures: dict[str, float] = {}
 

@@ -66,7 +66,8 @@ def add(
     """Submit SOURCE again and again, or once, under the name NAME.
 
     Options are those of `argosy submit`. A SOURCE is read when the run is due, by a worker's machine: this one, for
-    paths. {planned_at:%Y-%m-%d} in it becomes the run's time. Times are by the store's clock.
+    paths. The worker's fleet.toml must name its folder, or the beginning of its URL, in `[worker] schedules`.
+    {planned_at:%Y-%m-%d} in it becomes the run's time. Times are by the store's clock.
 
     \b
     argosy schedule add nightly s3://logs/{planned_at:%Y-%m-%d}.jsonl -t topic --cron '30 2 * * *' --zone Asia/Tokyo
@@ -77,6 +78,7 @@ def add(
 
     from producers.client.client import Client
     from producers.commands.scheduling.scheduled_run import ScheduledSubmission, checked_name
+    from producers.commands.serving import unscheduled
     from results_store.sql.waiting.schedules import Schedule
 
     name = checked_name(schedule_name)
@@ -99,6 +101,8 @@ def add(
             raise click.UsageError(f"there is already a schedule {name!r}; `argosy schedule remove {name}` first")
     on = f" on {host}" if host else ""
     say(f"schedule {name}: next run {_when(new.next_at, timing.zone)}{on}", err=True)
+    if remedy := unscheduled(new.submission, host):
+        say(f"argosy: no running worker may read its source, and it waits until one may: {remedy}", err=True)
 
 
 @schedule.command("list")

@@ -13,7 +13,7 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from results_store.sql.waiting.schedules import Planned, Schedule
 
 
-class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A cron expression of five fields in a time zone, or a single time (Unix seconds)."""
 
     cron: str = ""

@@ -20,6 +20,7 @@ from producers.commands.scheduling.schedule_times import Timing
 from producers.commands.submit import SourceOptions, source_of
 from producers.commands.submit_progress import rejecting
 from producers.wire.errors import InvalidInput
+from producers.wire.outside.allowed_places import AllowedPlaces
 from results_store.errors import StoreError
 from results_store.sql.waiting.schedules import LEASE_S, Schedule, TakenRun
 
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 _TIME = re.compile(r"\{planned_at:([^{}]+)\}")
 
 
-class ScheduledSubmission(msgspec.Struct, frozen=True, kw_only=True):
-    """The times and the rows of a schedule, as the store keeps them."""
+class ScheduledSubmission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The times and the rows of a schedule, as the store keeps them. A newer form of it is not read as this one."""
 
     timing: Timing
     rows: SourceOptions
@@ -61,8 +62,8 @@ def run_key(name: str, planned_at: float) -> str:
     return f"schedule {name} {datetime.fromtimestamp(planned_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def submit_run(client: Client, run: TakenRun) -> str:
-    """Submit the rows of a run, or the rest of them, and return the id of its job.
+def submit_run(client: Client, run: TakenRun, allowed: AllowedPlaces) -> str:
+    """Submit the rows of a run, or the rest of them, and return the id of its job. Nothing outside `allowed` is opened.
 
     Raises RunLost if another runner goes on with it, and the errors of `Client.submit_many`.
     """
@@ -70,7 +71,7 @@ def submit_run(client: Client, run: TakenRun) -> str:
         return run.job  # it was accepted before, has finished, and was purged
     submission = described(run.schedule)
     rows = msgspec.structs.replace(submission.rows, where=submission.where(run.planned_at))
-    source = source_of(client, rows)
+    source = source_of(client, rows, allowed=allowed)
     with _renewing(client, run) as lost, rejecting(None) as rejections:
 
         def accepted(job: str, items: int) -> None:

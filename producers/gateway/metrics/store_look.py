@@ -63,7 +63,7 @@ def look_at_store(store: Store, last: LastLook | None) -> StoreLook:
         demand=demand,
         dead=store.figures.dead_letters(),
         pauses=store.pauses.every(),
-        scheduled=store.schedules.are_due(ANY_HOST),
+        scheduled=bool(store.schedules.due(ANY_HOST)),
         lanes=frozenset(tenant.lane for tenant in store.tenants.every()),
         batches=batches,
         traced=traced,

@@ -1,1 +1,1 @@
-"""Requests to hosts outside the fleet that callers name."""
+"""Places outside the fleet that callers name: hosts of requests, and sources of scheduled submissions."""

@@ -39,6 +39,9 @@ LEASE_S = 60.0
 #: that of a wrong clock: a runner that lives renews it by the right one.
 _STEP_S, _LEASE_STEP_S = 1.0, 300.0
 
+#: The attempts of a run beside others, if their process dies.
+ATTEMPTS_TOGETHER = 2
+
 #: As the name of a machine: the schedules that no machine in particular has to run.
 ANY_HOST = ""
 
@@ -90,16 +93,28 @@ Time: TypeAlias = float | ScalarSelect[float]
 #: Returns what is planned for a schedule at a time of the store's clock.
 Plan: TypeAlias = Callable[[Schedule, float], Planned]
 
+#: Returns whether a runner can submit a schedule's rows; it leaves others to other runners.
+May: TypeAlias = Callable[[Schedule], bool]
+
 
 @dataclass(frozen=True, slots=True)
 class TakenRun:
-    """A run to submit now, by the `runner` alone."""
+    """A run to submit now, by the `runner` alone.
+
+    `attempts` were made before. The last of them `died` if nobody noted its end.
+    """
 
     schedule: Schedule
     planned_at: float
     attempts: int
     job: str | None
     runner: str
+    died: bool = False
+
+    @property
+    def needs_solitude(self) -> bool:
+        """Whether it may be the run that ends its process, which other runs should not share then."""
+        return self.died and self.attempts >= ATTEMPTS_TOGETHER
 
     @property
     def mine(self) -> ColumnElement[bool]:
@@ -147,9 +162,10 @@ class Schedules:
     def remove(self, name: str, *, by: Actor | None = None) -> bool:
         """Remove a schedule with its runs. Return whether there was one. Jobs that were submitted stay."""
         with self._database.write(Weight.ACCEPTED) as connection:
-            connection.execute(delete(schedule_runs).where(schedule_runs.c.schedule == name))
+            # its row first: a node that takes a run has it locked, and its run must be there when runs are deleted
             if not connection.execute(delete(schedules).where(schedules.c.name == name)).rowcount:
                 return False
+            connection.execute(delete(schedule_runs).where(schedule_runs.c.schedule == name))
             note(connection, by, "schedule remove", f"schedule:{name}")
             return True
 
@@ -179,11 +195,13 @@ class Schedules:
 
     # --- runs ---
 
-    def are_due(self, host: str) -> bool:
-        """Return whether a machine can begin or continue a run, or has to plan a schedule again."""
-        wanted = select(_due_on(host, clock()).exists() | _abandoned_on(host, clock()).exists())
+    def due(self, host: str) -> list[Schedule]:
+        """Return the schedules of which a machine can begin or continue a run, or which it has to plan again."""
+        due = _due_on(host, clock()).with_only_columns(schedules.c.name)
+        abandoned = _abandoned_on(host, clock()).with_only_columns(schedule_runs.c.schedule)
+        wanted = select(schedules).where(or_(schedules.c.name.in_(due), schedules.c.name.in_(abandoned)))
         with self._database.read() as connection:
-            return bool(connection.execute(wanted).scalar_one())
+            return [_schedule(row) for row in connection.execute(wanted).mappings()]
 
     def late(self, by_s: float) -> list[Schedule]:
         """Return the schedules whose time passed over `by_s` ago, and of which nobody has begun the run."""
@@ -191,14 +209,31 @@ class Schedules:
         with self._database.read() as connection:
             return [_schedule(row) for row in connection.execute(late.order_by(schedules.c.name)).mappings()]
 
-    def take(self, host: str, runner: str, plan: Plan, now: float | None = None) -> TakenRun | None:
+    def take(
+        self,
+        host: str,
+        runner: str,
+        plan: Plan,
+        now: float | None = None,
+        *,
+        may: May = lambda _: True,
+        alone: bool = True,
+    ) -> TakenRun | None:
         """Begin or continue a run that is due on this machine, for `LEASE_S`; None if there is none.
 
-        Of several times that have passed, the newest is run and the others are left out.
+        Of several times that have passed, the newest is run and the others are left out. Schedules that the runner
+        must not run (`may`) are passed over. A runner that is not `alone`, as it has other runs, gets none while one
+        waits that `needs_solitude`.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
             now = store_time(connection) if now is None else now
-            return _continued(connection, host, runner, now) or _begun(connection, host, runner, plan, now)
+            first = _abandoned(connection, host, runner, now, may)
+            if first is None:
+                return _begun(connection, host, runner, plan, now, may)
+            if first.needs_solitude and not alone:
+                return None
+            _continue(connection, first, now)
+            return first
 
     def renew(self, run: TakenRun, job: str | None = None) -> bool:
         """Renew the lease of a run, and note its job. Return whether the runner still has it."""
@@ -247,25 +282,40 @@ def _abandoned_on(host: str, now: Time) -> Select[Any]:
     return select(schedule_runs).join(schedules, theirs).where(UNFINISHED_RUN, _here(host), over)
 
 
-def _continued(connection: Connection, host: str, runner: str, now: float) -> TakenRun | None:
-    first = _abandoned_on(host, now).order_by(schedule_runs.c.planned_at).limit(1)
-    row = connection.execute(first.with_for_update(of=schedule_runs, skip_locked=True)).mappings().one_or_none()
-    if row is None:
-        return None
-    key = and_(schedule_runs.c.schedule == row["schedule"], schedule_runs.c.planned_at == row["planned_at"])
-    taken = {"runner": runner, "leased_until": now + LEASE_S, "attempts": schedule_runs.c.attempts + 1}
-    connection.execute(update(schedule_runs).where(key).values(taken))
-    own = connection.execute(select(schedules).where(schedules.c.name == row["schedule"])).mappings().one()
-    return TakenRun(_schedule(own), row["planned_at"], row["attempts"], row["job"], runner)
-
-
-def _begun(connection: Connection, host: str, runner: str, plan: Plan, now: float) -> TakenRun | None:
+def _abandoned(connection: Connection, host: str, runner: str, now: float, may: May) -> TakenRun | None:
+    """Lock and return the first run to continue."""
+    found = _abandoned_on(host, now).order_by(schedule_runs.c.planned_at, schedule_runs.c.schedule)
+    passed: list[str] = []
     while True:
-        first = _due_on(host, now).order_by(schedules.c.next_at, schedules.c.name).limit(1)
+        first = found.where(schedule_runs.c.schedule.not_in(passed)).limit(1)
+        row = connection.execute(first.with_for_update(of=schedule_runs, skip_locked=True)).mappings().one_or_none()
+        if row is None:
+            return None
+        own = connection.execute(select(schedules).where(schedules.c.name == row["schedule"])).mappings().one()
+        if may(schedule := _schedule(own)):
+            died = row["runner"] is not None
+            return TakenRun(schedule, row["planned_at"], row["attempts"], row["job"], runner, died)
+        passed.append(schedule.name)
+
+
+def _continue(connection: Connection, run: TakenRun, now: float) -> None:
+    key = and_(schedule_runs.c.schedule == run.schedule.name, schedule_runs.c.planned_at == run.planned_at)
+    taken = {"runner": run.runner, "leased_until": now + LEASE_S, "attempts": schedule_runs.c.attempts + 1}
+    connection.execute(update(schedule_runs).where(key).values(taken))
+
+
+def _begun(connection: Connection, host: str, runner: str, plan: Plan, now: float, may: May) -> TakenRun | None:
+    passed: list[str] = []
+    while True:
+        first = _due_on(host, now).where(schedules.c.name.not_in(passed))
+        first = first.order_by(schedules.c.next_at, schedules.c.name).limit(1)
         row = connection.execute(first.with_for_update(skip_locked=True)).mappings().one_or_none()
         if row is None:
             return None
         schedule = _schedule(row)
+        if not may(schedule):
+            passed.append(schedule.name)
+            continue
         planned = plan(schedule, now)
         _replan(connection, schedule.name, planned.next_at, now)
         if planned.due_at is not None and (run := _insert(connection, schedule, planned.due_at, runner, now)):

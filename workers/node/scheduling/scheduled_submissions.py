@@ -11,8 +11,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from producers.wire.outside.allowed_places import AllowedPlaces
 from results_store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,14 @@ COMMAND = (sys.executable, "-m", "producers.commands.scheduling.due_runs")
 
 
 class ScheduledSubmissions:
-    """Starts the process that submits the runs that are due on this machine. A single thread calls it."""
+    """Starts the process that submits the runs that are due on this machine. A single thread calls it.
 
-    def __init__(self, store: Store, environment: Mapping[str, str]) -> None:
+    A node that may read no places (`[worker] schedules`) starts none.
+    """
+
+    def __init__(self, store: Store, environment: Mapping[str, str], places: Sequence[str]) -> None:
         self._store = store
+        self._allowed = AllowedPlaces(tuple(places))
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._not_before = 0.0
@@ -47,11 +52,14 @@ class ScheduledSubmissions:
                 logger.error("the process of scheduled submissions ended with %d; the next in %g s", code, PAUSE_S)
                 self._not_before = time.monotonic() + PAUSE_S
             self._close()
-        if time.monotonic() >= self._not_before and self._store.schedules.are_due(platform.node()):
+        if self._allowed.places and time.monotonic() >= self._not_before and self._is_due():
             # its standard input ends when this process does, however it does
             self._process = subprocess.Popen(  # noqa: S603 - our own command
-                COMMAND, stdin=subprocess.PIPE, env=dict(self._environment)
+                [*COMMAND, *self._allowed.places], stdin=subprocess.PIPE, env=dict(self._environment)
             )
+
+    def _is_due(self) -> bool:
+        return any(self._allowed.may_read(one.submission) for one in self._store.schedules.due(platform.node()))
 
     def stop(self) -> None:
         """End the process. Its runs are continued once their leases are over."""
