@@ -32,12 +32,16 @@ _NETWORK, _OPTIMISER = "network/", "optimiser/"
 
 
 class Progress(msgspec.Struct):
-    """The progress of a training: steps done, the best evaluation and its step, and the evaluations since then."""
+    """The progress of a training: steps done, the best evaluation and its step, and the evaluations since then.
+
+    A training that was stopped before the evaluation of its last step `owes_evaluation`.
+    """
 
     step: int = 0
     best: float = -1e9
     best_step: int = 0
     stale: int = 0
+    owes_evaluation: bool = False
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -64,9 +68,17 @@ def save(out: Path, recipe: Recipe, progress: Progress, network: nn.Module, opti
     for name, parameter in network.named_parameters():
         own = optimiser.state.get(parameter, {})
         state |= {f"{_OPTIMISER}{name}/{key}": tensor for key, tensor in own.items()}
-    folder = f"checkpoint-{progress.step}"
-    _write(out, folder, state)
-    _point(out, FILE, Saved(folder, recipe, progress))
+    _write(out, _folder(progress), state)
+    tell(out, recipe, progress)
+
+
+def tell(out: Path, recipe: Recipe, progress: Progress) -> None:
+    """Note the progress beside the tensors of its step, which are there. All processes must call this together."""
+    _point(out, FILE, Saved(_folder(progress), recipe, progress))
+
+
+def _folder(progress: Progress) -> str:
+    return f"checkpoint-{progress.step}"
 
 
 def save_best(out: Path, step: int, network: nn.Module) -> None:
