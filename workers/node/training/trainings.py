@@ -39,6 +39,7 @@ from workers.envelope import outcomes
 from workers.envelope.gate import EnvelopeInterrupted
 from workers.envelope.portions import Portion, portions
 from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
+from workers.node.training.interruptions import Interruptions
 from workers.node.training.trainer_process import TrainerProcess
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Trainings:
     times: TrainingTimes = field(default_factory=TrainingTimes)
     _stopping: Event = field(default_factory=Event)
     _busy_at: float = 0.0
+    _interruptions: Interruptions = field(default_factory=Interruptions)
     _running: Lock = field(default_factory=Lock)
 
     def may_take(self, holds: bool) -> bool:
@@ -160,7 +162,8 @@ class Trainings:
             closing(TrainerProcess(arguments, environment)) as trainer,
             doing("a training, told by its steps", float("inf")),
         ):
-            told = _Training(self, envelope, trainer.start()).end()
+            told = _Training(self, envelope, trainer.start(), self._interruptions).end()
+        self._interruptions.forget(envelope.id)
         if told is None:
             return outcomes.result(envelope, item, task, ResultState.CANCELLED)
         if told.error is not None:
@@ -212,9 +215,13 @@ class Trainings:
 class _Training:
     """The hours of a training: `end` returns its last report, or None if its job was cancelled."""
 
-    def __init__(self, node: Trainings, envelope: Envelope, trainer: TrainerProcess) -> None:
+    def __init__(
+        self, node: Trainings, envelope: Envelope, trainer: TrainerProcess, interruptions: Interruptions
+    ) -> None:
         self._node, self._times = node, node.times
         self._envelope, self._trainer = envelope, trainer
+        self._interruptions, self._stays = interruptions, False
+        self._folder = ""
         self._report = TrainerReport(doing="starts")
         now = time.monotonic()
         self._heard_at = self._quiet_at = self._paused_at = self._asked_at = now
@@ -242,25 +249,31 @@ class _Training:
         reports = self._trainer.reports(timeout_s)
         if reports:
             self._report, self._heard_at = reports[-1], time.monotonic()
+            self._folder = next((report.folder for report in reports if report.folder), self._folder)
         return reports is not None
 
     def _yields(self, now: float) -> str:
-        """Let the trainer stand still beside other work; return a reason once that has taken too long."""
+        """Let the trainer stand still beside other work; return a reason once that has taken too long.
+
+        If the training was interrupted in vain before, it stands still until the other work ends, and keeps its memory.
+        """
         if self._node.is_busy():
             self._quiet_at = now
             if not self._trainer.is_paused:
                 self._trainer.pause()
                 self._paused_at = now
+                self._stays = self._interruptions.are_in_vain(self._envelope.id, self._folder)
         elif self._trainer.is_paused and now - self._quiet_at >= self._times.gap_s:
             self._trainer.go_on()
             self._heard_at = now
         waits = self._trainer.is_paused and now - self._paused_at >= self._times.patience_s
-        return "it waits for other work to end" if waits else ""
+        return "it waits for other work to end" if waits and not self._stays else ""
 
     def _interrupted(self, reason: str) -> TrainerReport:
         self._stop()
         if self._is_end(self._report):  # it ended meanwhile
             return self._report
+        self._interruptions.note(self._envelope.id, self._folder)
         self._tell(0.0, f"was interrupted: {reason}")
         envelope = self._envelope
         logger.info(

@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
+from producers.wire.training.training_job import CHECKPOINT
 from workers.training.loop.recipe import Recipe
 
-FILE = "checkpoint.json"
+FILE = CHECKPOINT
 BEST = "best.json"
 
 #: A file that older versions made, and that is not read any more.
