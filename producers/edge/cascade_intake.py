@@ -30,6 +30,7 @@ from producers.wire.packing import weight
 from producers.wire.publisher import as_unavailable
 from producers.wire.queues import PRIORITY_STEPS, RefusedMessage, note_refused, redis_key
 from results_store.edge.edge_spool import EdgeItem, EdgeState
+from results_store.errors import StoreUnavailable
 from results_store.records import Claim, Claimed, Result, ResultState
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,11 @@ class CascadeIntake:
         try:
             message = await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            if (message := await waiting) is not None:
-                await self.take(message)
+            try:
+                if (message := await waiting) is not None:
+                    await self.take(message)
+            except (BrokerUnavailable, StoreUnavailable) as error:  # raised instead, it would undo the cancellation
+                logger.warning("%s; envelopes wait in the store", error)
             raise
         if message is not None:
             await self.take(message)

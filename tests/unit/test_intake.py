@@ -237,14 +237,20 @@ def test_a_large_envelope_makes_a_crowd() -> None:
 
 
 def test_trainings_come_last_and_only_to_a_node_with_nothing_else() -> None:
-    """Their list is behind all others, and left out while the node may not train; that is no reason to poll sooner."""
-    node, training, may = Node(), ("argosy.training", 9), [True]
-    intake = TrainingIntake(node.intake, lambda: may[0])
+    """Their list is behind all others, and left out while the node may not train; that is no reason to poll sooner.
+
+    An unacknowledged message is enough, of a training, too: its envelope may not have begun.
+    """
+    node, training, may = Node(), ("argosy.training", 0), [True]
+    intake = TrainingIntake(node.intake, lambda holds: may[0] and not holds)
     chosen = intake.choose([training, *LISTS], node)
-    assert (list(chosen.lists), chosen.all) == ([*LISTS, training], True)
+    assert (chosen.lists, chosen.last, chosen.several, chosen.all) == (LISTS, [training], False, True)
     may[0] = False
     chosen = intake.choose([training, *LISTS], node)
-    assert (list(chosen.lists), chosen.all) == (LISTS, True)
+    assert (chosen.lists, chosen.last, chosen.several, chosen.all) == (LISTS, (), True, True)
+    may[0] = True
+    node.taken[training] = 1
+    assert not intake.choose([training, *LISTS], node).last
 
 
 def test_a_training_is_no_work_that_peers_could_end_sooner() -> None:

@@ -38,7 +38,7 @@ from workers.consumer.foreign_messages import check_headers
 from workers.consumer.refusals import Refusals
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import Note, QoS, note_of
-from workers.node.intake import Intake, Unbounded
+from workers.node.intake import Intake, Listed, Unbounded
 from workers.node.lanes import may_take, may_take_more
 
 logger = logging.getLogger(__name__)
@@ -173,14 +173,12 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         wanted = [key for key in lists if may_take(held[key], free)]
         everything = not self.qos.prefetch_count or len(wanted) in (0, len(lists))
         chosen = self.intake.choose(lists if everything else wanted, self)
-        keys = [(priority, self._q_for_pri(queue, priority)) for queue, priority in chosen.lists]
-        for name, (queue, priority) in self._others.items():
-            if (queue, self.priority(priority)) in chosen.lists:
-                keys.append((priority, name))
+        keys = self._keys(chosen.lists)
         more = LEAST_URGENT_FIRST - 2 - self._taken  # with this poll's first message
         keys.sort(key=itemgetter(0), reverse=more < 0)
         if more < 0:
             self._taken = -1
+        keys += self._keys(chosen.last)
         wait_s = (self.brpop_timeout if timeout is None else timeout) if everything and chosen.all else POLL_S
         command = "BLPOP" if chosen.newest else "BRPOP"  # their answers have the same form
         arguments = [command, *([name for _, name in keys] or [NO_LIST]), wait_s]
@@ -196,6 +194,14 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         self._in_poll = connection = self.client.connection
         self._brpop_sent_at = monotonic()
         connection.send_packed_command(connection.pack_commands(commands))
+
+    def _keys(self, lists: Sequence[Listed]) -> list[tuple[int, str]]:
+        """Return priorities and names of lists, and of other applications' lists that belong to them."""
+        others = self._others.items()
+        return [
+            *((priority, self._q_for_pri(queue, priority)) for queue, priority in lists),
+            *((priority, name) for name, (queue, priority) in others if (queue, self.priority(priority)) in lists),
+        ]
 
     def look_at_others(self) -> None:
         """Look which lists of other applications have messages. These lists are read until the next look."""

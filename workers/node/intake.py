@@ -54,13 +54,15 @@ _TEXT = Amount(64.0, 1.0, 2.0)
 class ChosenLists(NamedTuple):
     """The lists to take from. With `newest`, from their ends; `all` says that no list was left out.
 
-    `several` allows to take several urgent messages at once.
+    `several` allows to take several urgent messages at once. The lists of `last` come behind all others, however
+    urgent they are.
     """
 
     lists: Sequence[Listed]
     newest: bool = False
     all: bool = True
     several: bool = True
+    last: Sequence[Listed] = ()
 
 
 class Lists(Protocol):

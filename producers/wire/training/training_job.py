@@ -19,6 +19,10 @@ TRAINING: Final = "training"
 PROGRESS_KEPT_S = 30 * 86400
 
 
+#: The file in the folder of a training, or of a part of it, that names its last checkpoint.
+CHECKPOINT: Final = "checkpoint.json"
+
+
 class TrainingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The order beside the recipe's path: the digest of the recipe as it was submitted, and whether to compare."""
 
@@ -29,8 +33,9 @@ class TrainingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A line that a trainer tells its node: what it does, or how it ended.
 
-    `training` is the recipe's name, or a part of its comparison; `step_s` the usual seconds of a step. The end is an
-    `output`, an `error` of the recipe or its rows, or `stopped` after a checkpoint.
+    `training` is the recipe's name, or a part of its comparison; `step_s` the usual seconds of a step; `folder`, told
+    once, the place of its checkpoints. The end is an `output`, an `error` of the recipe or its rows, or `stopped` after
+    a checkpoint.
     """
 
     doing: str = ""
@@ -38,6 +43,7 @@ class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     step: int = 0
     steps: int = 0
     step_s: float = 0.0
+    folder: str = ""
     output: dict[str, Any] | None = None
     error: dict[str, str] | None = None
     stopped: bool = False

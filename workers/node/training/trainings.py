@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import msgspec
@@ -39,6 +39,7 @@ from workers.envelope import outcomes
 from workers.envelope.gate import EnvelopeInterrupted
 from workers.envelope.portions import Portion, portions
 from workers.node.held_envelopes import HeldEnvelope, HeldEnvelopes
+from workers.node.training.interruptions import Interruptions
 from workers.node.training.trainer_process import TrainerProcess
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ class TrainingTimes:
 
 @dataclass(slots=True, kw_only=True)
 class Trainings:
-    """Runs a training at a time. `run` belongs to a slot's thread, `may_take` to the consumer's; `stop` is thread-safe.
+    """Runs a training at a time. `may_take` belongs to the consumer's thread; `run` and `stop` are thread-safe.
 
     `folders` are those whose recipes this node trains. `paused` returns the subjects that operators have paused.
     """
@@ -89,11 +90,13 @@ class Trainings:
     times: TrainingTimes = field(default_factory=TrainingTimes)
     _stopping: Event = field(default_factory=Event)
     _busy_at: float = 0.0
+    _interruptions: Interruptions = field(default_factory=Interruptions)
+    _running: Lock = field(default_factory=Lock)
 
-    def may_take(self) -> bool:
-        """Return whether the node has had nothing to do for a while."""
+    def may_take(self, holds: bool) -> bool:
+        """Return whether the node has had nothing to do for a while. `holds` says that its consumer has a message."""
         now = time.monotonic()
-        if self.held.now():
+        if holds or self.held.now():
             self._busy_at = now
         return now - self._busy_at >= self.times.idle_s and not self._stopping.is_set()
 
@@ -104,11 +107,20 @@ class Trainings:
     def run(self, message: Named, held: HeldEnvelope) -> dict[str, Any]:
         """Run the envelope of a training, and return a summary once its results are committed.
 
-        Raises InvalidMessage, TrainerDied, or EnvelopeInterrupted if the training goes back to its queue.
+        Raises InvalidMessage, TrainerDied, or EnvelopeInterrupted if the training goes back to its queue, as it does if
+        another one runs here.
         """
         held.model, held.priority = TRAINING, message.priority
         if not message.durable:
             raise InvalidMessage("a training needs a row in the store; submit it with `argosy train RECIPE --submit`")
+        if not self._running.acquire(blocking=False):
+            raise EnvelopeInterrupted(f"envelope {message.id}: its node trains already; it returns to its queue")
+        try:
+            return self._run(message)
+        finally:
+            self._running.release()
+
+    def _run(self, message: Named) -> dict[str, Any]:
         claimed = self.writer.claim(message.id)
         if claimed.verdict in (Claim.DONE, Claim.HELD, Claim.WAITING):
             return {"skipped": claimed.verdict.value}
@@ -150,7 +162,8 @@ class Trainings:
             closing(TrainerProcess(arguments, environment)) as trainer,
             doing("a training, told by its steps", float("inf")),
         ):
-            told = _Training(self, envelope, trainer.start()).end()
+            told = _Training(self, envelope, trainer.start(), self._interruptions).end()
+        self._interruptions.forget(envelope.id)
         if told is None:
             return outcomes.result(envelope, item, task, ResultState.CANCELLED)
         if told.error is not None:
@@ -202,9 +215,13 @@ class Trainings:
 class _Training:
     """The hours of a training: `end` returns its last report, or None if its job was cancelled."""
 
-    def __init__(self, node: Trainings, envelope: Envelope, trainer: TrainerProcess) -> None:
+    def __init__(
+        self, node: Trainings, envelope: Envelope, trainer: TrainerProcess, interruptions: Interruptions
+    ) -> None:
         self._node, self._times = node, node.times
         self._envelope, self._trainer = envelope, trainer
+        self._interruptions, self._stays = interruptions, False
+        self._folder = ""
         self._report = TrainerReport(doing="starts")
         now = time.monotonic()
         self._heard_at = self._quiet_at = self._paused_at = self._asked_at = now
@@ -232,25 +249,31 @@ class _Training:
         reports = self._trainer.reports(timeout_s)
         if reports:
             self._report, self._heard_at = reports[-1], time.monotonic()
+            self._folder = next((report.folder for report in reports if report.folder), self._folder)
         return reports is not None
 
     def _yields(self, now: float) -> str:
-        """Let the trainer stand still beside other work; return a reason once that has taken too long."""
+        """Let the trainer stand still beside other work; return a reason once that has taken too long.
+
+        If the training was interrupted in vain before, it stands still until the other work ends, and keeps its memory.
+        """
         if self._node.is_busy():
             self._quiet_at = now
             if not self._trainer.is_paused:
                 self._trainer.pause()
                 self._paused_at = now
+                self._stays = self._interruptions.are_in_vain(self._envelope.id, self._folder)
         elif self._trainer.is_paused and now - self._quiet_at >= self._times.gap_s:
             self._trainer.go_on()
             self._heard_at = now
         waits = self._trainer.is_paused and now - self._paused_at >= self._times.patience_s
-        return "it waits for other work to end" if waits else ""
+        return "it waits for other work to end" if waits and not self._stays else ""
 
     def _interrupted(self, reason: str) -> TrainerReport:
         self._stop()
         if self._is_end(self._report):  # it ended meanwhile
             return self._report
+        self._interruptions.note(self._envelope.id, self._folder)
         self._tell(0.0, f"was interrupted: {reason}")
         envelope = self._envelope
         logger.info(

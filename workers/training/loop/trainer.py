@@ -89,7 +89,8 @@ def _never() -> bool:
 def steps(process: Process, work: Work, stopping: Callable[[], bool] = _never) -> Iterator[LogLine]:
     """Take a step for each item that the caller asks for. Raises ConfigurationError.
 
-    Once a single process finds `stopping` true, it writes a checkpoint and raises TrainingStopped.
+    Once a single process finds `stopping` true, after a step or before its evaluation, it writes a checkpoint and
+    raises TrainingStopped.
     """
     _check(process, work)
     work.out.mkdir(parents=True, exist_ok=True)
@@ -137,6 +138,8 @@ class Trainer:
         drawn = Schedule(corpus.stream_sizes, recipe.rows, recipe.temperature, recipe.seed, corpus.stream_tasks)
         if self.process.is_first:
             _cut(self.work.out / LOG, self.progress.step)
+        if self.progress.owes_evaluation:
+            self._evaluate_late()
         steps = drawn.steps(self.progress.step, self.recipe.steps)
         # the next step's batches are made while this one is computed
         with ThreadPoolExecutor(1) as reader:
@@ -154,11 +157,14 @@ class Trainer:
                 if coming is not None:
                     wait([coming])  # a tokenizer serves one thread at a time
                 given, whole = sent.given_bytes, sent.uncompressed_bytes
-                line = LogLine(self.progress.step, seconds, losses, given, whole, self._evaluation())
-                stops = stopping()
+                # an evaluation may take longer than whoever stops a training waits
+                owes = self.progress.owes_evaluation = self._is_evaluated() and stopping()
+                accuracies = self._evaluation() if self._is_evaluated() and not owes else None
+                line = LogLine(self.progress.step, seconds, losses, given, whole, accuracies)
+                stops = owes or stopping()
                 self._keep(line, stops=stops)
                 yield line
-                if stops and coming is not None and self.progress.stale < recipe.patience:
+                if owes or (stops and coming is not None and self.progress.stale < recipe.patience):
                     raise TrainingStopped
 
     def _coming(self, reader: ThreadPoolExecutor, steps: Iterator[list[Place]]) -> Future[list[Batch]] | None:
@@ -188,11 +194,22 @@ class Trainer:
         self.optimiser.zero_grad()
         return tallies
 
-    def _evaluation(self) -> list[float] | None:
-        """Return accuracies by task, when due; remember whether they are the best, and the weights if so."""
+    def _is_evaluated(self) -> bool:
+        """Return whether an evaluation follows the last step."""
         step = self.progress.step
-        if step % self.recipe.evaluate_every and step != self.recipe.steps:
-            return None
+        return step % self.recipe.evaluate_every == 0 or step == self.recipe.steps
+
+    def _evaluate_late(self) -> None:
+        """Evaluate the checkpoint of a training that was stopped before its evaluation."""
+        accuracies = self._evaluation()
+        self.progress.owes_evaluation = False
+        if self.process.is_first:
+            _evaluated(self.work.out / LOG, accuracies)
+        training_checkpoint.tell(self.work.out, self.recipe, self.progress)
+
+    def _evaluation(self) -> list[float]:
+        """Return accuracies by task; remember whether they are the best, and the weights if so."""
+        step = self.progress.step
         accuracies = self._accuracies()
         mean = sum(accuracies) / len(accuracies)
         if mean <= self.progress.best:
@@ -248,6 +265,13 @@ def _cut(log: Path, step: int) -> None:
     if log.is_file():
         lines = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         log.write_bytes(b"".join(line for line in lines if msgspec.json.decode(line, type=LogLine).step <= step))
+
+
+def _evaluated(log: Path, accuracies: list[float]) -> None:
+    """Add the evaluation to the last step of the log."""
+    *lines, last = log.read_bytes().splitlines(keepends=True)
+    line = msgspec.structs.replace(msgspec.json.decode(last, type=LogLine), accuracies=accuracies)
+    log.write_bytes(b"".join([*lines, msgspec.json.encode(line) + b"\n"]))
 
 
 def read_log(out: Path) -> Iterator[LogLine]:

@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 
 from producers.wire.atomic_files import atomically
 from producers.wire.errors import ConfigurationError
+from producers.wire.training.training_job import CHECKPOINT
 from workers.training.loop.recipe import Recipe
 
-FILE = "checkpoint.json"
+FILE = CHECKPOINT
 BEST = "best.json"
 
 #: A file that older versions made, and that is not read any more.
@@ -32,12 +33,16 @@ _NETWORK, _OPTIMISER = "network/", "optimiser/"
 
 
 class Progress(msgspec.Struct):
-    """The progress of a training: steps done, the best evaluation and its step, and the evaluations since then."""
+    """The progress of a training: steps done, the best evaluation and its step, and the evaluations since then.
+
+    A training that was stopped before the evaluation of its last step `owes_evaluation`.
+    """
 
     step: int = 0
     best: float = -1e9
     best_step: int = 0
     stale: int = 0
+    owes_evaluation: bool = False
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -64,9 +69,17 @@ def save(out: Path, recipe: Recipe, progress: Progress, network: nn.Module, opti
     for name, parameter in network.named_parameters():
         own = optimiser.state.get(parameter, {})
         state |= {f"{_OPTIMISER}{name}/{key}": tensor for key, tensor in own.items()}
-    folder = f"checkpoint-{progress.step}"
-    _write(out, folder, state)
-    _point(out, FILE, Saved(folder, recipe, progress))
+    _write(out, _folder(progress), state)
+    tell(out, recipe, progress)
+
+
+def tell(out: Path, recipe: Recipe, progress: Progress) -> None:
+    """Note the progress beside the tensors of its step, which are there. All processes must call this together."""
+    _point(out, FILE, Saved(_folder(progress), recipe, progress))
+
+
+def _folder(progress: Progress) -> str:
+    return f"checkpoint-{progress.step}"
 
 
 def save_best(out: Path, step: int, network: nn.Module) -> None:

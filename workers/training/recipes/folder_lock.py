@@ -24,18 +24,45 @@ def locked(out: Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
     Raises FolderInUse after `wait_s`, or ConfigurationError for a folder that cannot be made.
     """
+    descriptor = _locked(out, time.monotonic() + wait_s)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise ConfigurationError(f"{out}: {error.strerror}; name another folder (train.out)") from error
-    try:
-        _lock(descriptor, out, time.monotonic() + wait_s)
         yield
     finally:
-        os.close(descriptor)
         with suppress(OSError):  # it stays, unless the training was refused before it began
             out.rmdir()
+        os.close(descriptor)
+
+
+def _locked(out: Path, until: float) -> int:
+    """Return a descriptor that holds the folder of this name. One that was removed meanwhile keeps nobody out."""
+    while True:
+        descriptor = _opened(out)
+        try:
+            _lock(descriptor, out, until)
+            if _is_still(descriptor, out):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _opened(out: Path) -> int:
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            return os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # removed between the two
+            continue
+        except OSError as error:
+            raise ConfigurationError(f"{out}: {error.strerror}; name another folder (train.out)") from error
+
+
+def _is_still(descriptor: int, out: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), out.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int, out: Path, until: float) -> None:

@@ -72,7 +72,7 @@ class SubmittedRun:
             raise ConfigurationError(f"{self._recipe}: has changed since it was submitted; submit it again")
         file = recipe_file.load(self._recipe)
         with locked(file.out, wait_s=_FOLDER_S):
-            self.tell(TrainerReport(training=file.name, doing="reads its rows"))
+            self.tell(TrainerReport(training=file.name, doing="reads its rows", folder=str(file.out)))
             training = training_run.prepare(file, resume=True, process=self._process)
             signal.signal(signal.SIGTERM, lambda *_: self._stopping.set())  # before, there is nothing to keep
             card = training_run.run(training, self._shown(file.name), self._stopping.is_set)
