@@ -131,6 +131,7 @@ def test_a_label_decides_which_way_an_input_goes(client: Client) -> None:
     assert other.of("chosen")[0].reason == "'first' gave nothing for it"
 
 
+@pytest.mark.long
 def test_all_of_it_is_cancelled_at_once(client: Client) -> None:
     """What is under way ends, what would follow is never begun, and the tree says so."""
     job = client.submit_pipeline(TALK, [f"sleep 0.5 text {number}" for number in range(40)])

@@ -61,6 +61,7 @@ def failures(job: Job, texts: list[str]) -> dict[int, str]:
     return failed
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_an_item_that_kills_every_worker_fails_alone_and_can_be_replayed(
     mortal_fleet: LocalFleet, mortal_client: Client, tmp_path: Path

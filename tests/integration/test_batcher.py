@@ -105,15 +105,21 @@ def test_equal_content_is_one_row(rig):
     assert crc(entries[1], "shout") == crc(entries[0])
 
 
-@pytest.mark.parametrize("position", range(4))
+POISONS = {
+    "raise": "ModelError",
+    "die": "DeviceLost",
+    "hang": "DeviceHung",
+    "short": "WrongOutput",
+    "oom": "OutOfMemory",
+}
+
+
 @pytest.mark.parametrize(
-    ("poison", "kind"),
+    ("poison", "kind", "position"),
     [
-        ("raise", "ModelError"),
-        ("die", "DeviceLost"),
-        ("hang", "DeviceHung"),
-        ("short", "WrongOutput"),
-        ("oom", "OutOfMemory"),
+        pytest.param(poison, kind, position, marks=[pytest.mark.long] * (poison == "hang" and position in (1, 2)))
+        for poison, kind in POISONS.items()
+        for position in range(4)
     ],
 )
 def test_a_poison_item_fails_alone(rig, poison, kind, position):

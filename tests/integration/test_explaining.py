@@ -230,7 +230,7 @@ def test_what_cannot_be_explained_is_refused_by_name(text: Explained, chosen: di
 # --- checkpoints ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "several"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", pytest.param("roberta", marks=pytest.mark.long), "several"])
 def test_any_classifier_of_texts_can_be_explained(classifiers: Mapping[str, Explained], name: str) -> None:
     """Whatever its tokenizer and its embeddings; with labels that compete, and that do not."""
     own, content = classifiers[name], "the film was good and moving"

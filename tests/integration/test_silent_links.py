@@ -146,7 +146,7 @@ def test_a_writer_keeps_what_it_holds_while_the_store_is_silent(
         writer.close()
 
 
-@pytest.mark.parametrize("priority", ["interactive", "standard"])
+@pytest.mark.parametrize("priority", ["interactive", pytest.param("standard", marks=pytest.mark.long)])
 @pytest.mark.parametrize("used", [True, False])
 def test_a_submission_waits_for_a_silent_store_once(
     far_url: str,
