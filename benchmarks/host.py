@@ -11,9 +11,9 @@ the device that does nothing. `…_ratio` is the median of each turn's figure of
 
 Figures of a device have its name; `scripted` says that the device was. CPU is user and system time by /proc: `host_cpu`
 is `node_cpu` (the worker's processes, the device process among them), broker and producer together. `overhead` is
-`node_cpu` less tokenising alone. `largest_process` is the CPU of the largest process of the worker; less tokenising, which
-lets the interpreter's lock go, it is `largest_gil`, about the time that the process needs the lock. `fed_share` is the share of the device's roof (no launches, no padding) that was
-used. `queued_seconds_over_real` is the prediction of `queued_work` for a backlog, over the time that a worker then took
+`node_cpu` less tokenising alone. `largest_process` is the CPU of the largest process of the worker; less tokenising,
+which lets the interpreter's lock go, it is `largest_gil`, about the time that the process needs the lock. `fed_share` is
+the share of the device's roof (no launches, no padding) that was used. `queued_seconds_over_real` is the prediction of `queued_work` for a backlog, over the time that a worker then took
 from its first batch on; `redis_bytes_per_text` is Redis' memory for that backlog. `wake_p99_ms` is how late a thread of
 the worker wakes that slept 5 ms. `sleep_error` is by how much batches took longer than the device should, and
 `others_cpu_share` how much of the machine other programs used: at most 0.05, or measure again. `predicted` figures are

@@ -112,7 +112,7 @@ def _list(*, as_json: bool) -> None:
 @click.argument("job")
 @click.argument("level", type=click.Choice(PRIORITIES), metavar="bulk|standard|interactive")
 def priority(job: str, level: str) -> None:
-    """Give a job another priority. What no worker holds moves to it within seconds.
+    """Give a job another priority. Envelopes that no worker holds move to it within seconds.
 
     \b
     argosy priority JOB interactive

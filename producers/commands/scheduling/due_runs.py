@@ -81,7 +81,7 @@ def _taken(client: Client, host: str, allowed: AllowedPlaces, left: set[str], *,
 
 
 def _understood(schedule: Schedule, left: set[str]) -> bool:
-    """Return whether this version on this machine can plan and describe a schedule; one that it cannot is `left`."""
+    """Return whether this version on this machine can plan and describe a schedule; `left` gets the others."""
     try:
         described(schedule).timing.next_after(time.time())
     except Exception as error:  # noqa: BLE001 - a time zone that is not here, a form of a newer version

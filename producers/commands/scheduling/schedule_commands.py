@@ -128,7 +128,7 @@ def list_(*, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--limit", type=ROWS, default=20, show_default=True, help="The most runs to list.")
 def runs(name: str, *, limit: int) -> None:
-    """List the newest runs of a schedule: those that were submitted, skipped or given up, newest first."""
+    """List the runs of a schedule, newest first: submitted, skipped and given up."""
     with open_store() as store:
         _known(name, store.schedules.every())
         found = store.schedules.runs(name, limit)

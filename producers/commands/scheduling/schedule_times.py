@@ -1,4 +1,4 @@
-"""The times of a schedule: those of a cron expression in a time zone, or a single one."""
+"""The times of a schedule, by a cron expression in a time zone or as a single time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 // The audit log: who changed what, when and from where, newest first.
 
 import { get, now, poll, query } from "./api.js";
-import { cell, el, later, placeLost, tableOf } from "./dom.js";
+import { cell, el, later, tableOf } from "./dom.js";
+import { Pager } from "./pager.js";
 import { ago, moment } from "./words.js";
 
 const PAGE = 50;
@@ -9,37 +10,21 @@ const EVERY_S = 5;
 
 export function audit(root, { signal }) {
   const table = tableOf("Audit log", ["When", "Action", "Subject", "Who", "From", "Details"], (entry) => entry.id, row, "No such entries.");
-  const search = el("input", { type: "search", "aria-label": "Search the audit log", placeholder: "Action, subject, tenant or name", input: later(100, again) });
-  const places = [null];
-  let next = null;
+  const search = el("input", { type: "search", "aria-label": "Search the audit log", placeholder: "Action, subject, tenant or name", input: later(100, () => pager.again()) });
+  const pager = new Pager(look);
   let asked = "";
-  const older = el("button", { type: "button", click: () => turn(() => places.push(next)) }, "Older");
-  const newer = el("button", { type: "button", click: () => turn(() => places.pop()) }, "Newer");
 
   async function look() {
-    const wanted = query({ limit: PAGE, before: places.at(-1), text: search.value.trim() || null });
+    const wanted = query({ limit: PAGE, before: pager.place, text: search.value.trim() || null });
     asked = wanted;
     const page = await get(`/api/audit${wanted}`, { signal });
     if (wanted !== asked) return; // the user has turned the page or searched in the meantime
-    next = page.next;
-    table.show(page.entries, places.length > 1 ? `page ${places.length}` : "");
-    older.disabled = next === null;
-    newer.disabled = places.length === 1;
-  }
-
-  function again() {
-    places.length = 1;
-    look().catch(() => {}); // the next look reports it
-  }
-
-  async function turn(move) {
-    move();
-    await look().catch(() => {}); // the next look reports it
-    if (placeLost()) (older.disabled ? newer : older).focus();
+    pager.shown(page.next);
+    table.show(page.entries, pager.number > 1 ? `page ${pager.number}` : "");
   }
 
   table.node.querySelector(".section-head").after(el("div", { class: "filters" }, search));
-  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Audit log"), table.node, el("div", { class: "pager" }, newer, older));
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Audit log"), table.node, pager.node);
   poll(look, EVERY_S, signal);
 }
 

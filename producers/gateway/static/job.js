@@ -4,11 +4,12 @@ import { cancelButton, replayButton } from "./actions.js";
 import { follow, get, now, poll, query } from "./api.js";
 import { legend, progress } from "./charts.js";
 import { announce } from "./dialogs.js";
-import { Rows, cell, columns, el, placeLost, say, section } from "./dom.js";
+import { Rows, cell, columns, el, say, section } from "./dom.js";
 import { excerpt } from "./inputs.js";
 import { itemButton } from "./item.js";
 import { outcome } from "./outputs.js";
 import { Pace, stall } from "./pace.js";
+import { Pager } from "./pager.js";
 import { stepTree } from "./steps.js";
 import { ago, brief, count, duration, moment, sentence, visible } from "./words.js";
 
@@ -102,34 +103,28 @@ function itemTable(id, signal, job, opened) {
   const trees = new Rows(body, (tree) => tree.root, (tree) => treeRow(id, job, tree, signal));
   const empty = el("p", { class: "empty" }, "No results yet.");
   const where = el("span", { class: "muted" });
-  const places = [-1];
-  let next = null;
   let fresh = false;
   let span = "";
-  const after = el("button", { type: "button", click: () => turn(() => places.push(next)) }, "Next");
-  const before = el("button", { type: "button", click: () => turn(() => places.pop()) }, "Previous");
-  const pager = el("div", { class: "pager" }, before, after);
+  const pager = new Pager(turned, { first: -1, back: "Previous", on: "Next" });
 
   async function look() {
     await opened;
     if (fresh) return;
     fresh = true;
-    const place = places.at(-1);
+    const place = pager.place;
     const page = await get(`/api/jobs/${encodeURIComponent(id)}/items${query({ after_seq: place, limit: PAGE })}`, { signal }).catch((error) => {
       fresh = false;
       throw error;
     });
-    if (place !== places.at(-1)) return;
-    next = page.next;
+    if (place !== pager.place) return;
+    pager.shown(page.next);
     if (job().pipeline) {
       table.tHead.replaceWith(columns("Input", "Content", "Results"));
       trees.show(grouped(page.items));
     } else rows.show(page.items);
     table.hidden = page.items.length === 0;
     empty.hidden = page.items.length > 0;
-    after.disabled = next === null;
-    before.disabled = places.length === 1;
-    pager.hidden = after.disabled && before.disabled;
+    pager.node.hidden = pager.isWhole;
     const number = (item) => count(item.root ?? item.seq);
     span = page.items.length ? `${job().pipeline ? "inputs" : "items"} ${number(page.items[0])} to ${number(page.items.at(-1))}` : "";
     tell();
@@ -137,12 +132,10 @@ function itemTable(id, signal, job, opened) {
 
   const tell = () => say(where, span && `${span} of ${count(job().items)}`);
 
-  async function turn(move) {
-    move();
+  async function turned() {
     fresh = false;
     await look().catch(() => (fresh = false));
     table.scrollIntoView({ block: "nearest" });
-    if (placeLost()) (after.disabled ? before : after).focus();
   }
 
   function stale() {
@@ -151,7 +144,7 @@ function itemTable(id, signal, job, opened) {
   }
 
   poll(look, EVERY_S, signal);
-  return { node: section("Results", where, empty, table, pager), stale };
+  return { node: section("Results", where, empty, table, pager.node), stale };
 }
 
 /** The items of a pipeline by their inputs. */

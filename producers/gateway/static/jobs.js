@@ -3,9 +3,10 @@
 import { cancelButton, replayButton } from "./actions.js";
 import { get, now, poll, query } from "./api.js";
 import { progress } from "./charts.js";
-import { Rows, cell, columns, el, later, placeLost, say, section } from "./dom.js";
+import { Rows, cell, columns, el, later, say, section } from "./dom.js";
 import { activity, overview } from "./fleet.js";
 import { Pace, stall } from "./pace.js";
+import { Pager } from "./pager.js";
 import { ago, brief, count, duration, moment, plural } from "./words.js";
 
 const PAGE = 20;
@@ -20,43 +21,26 @@ export function jobs(root, { signal, caller }) {
   const rows = new Rows(body, (job) => job.id, (job) => row(job, caller));
   const empty = el("p", { class: "empty", hidden: true });
   const total = el("span", { class: "muted" });
-  const search = el("input", { type: "search", "aria-label": "Search jobs", placeholder: "Name, tenant or id", input: later(100, again) });
-  const having = el("select", { "aria-label": "Show jobs", change: again }, FILTERS.map(([value, name]) => el("option", { value }, name)));
-  const places = [null];
-  let next = null;
+  const search = el("input", { type: "search", "aria-label": "Search jobs", placeholder: "Name, tenant or id", input: later(100, () => pager.again()) });
+  const having = el("select", { "aria-label": "Show jobs", change: () => pager.again() }, FILTERS.map(([value, name]) => el("option", { value }, name)));
+  const pager = new Pager(look);
   let asked = "";
-  const older = el("button", { type: "button", click: () => turn(() => places.push(next)) }, "Older");
-  const newer = el("button", { type: "button", click: () => turn(() => places.pop()) }, "Newer");
-  const pager = el("div", { class: "pager" }, newer, older);
 
   async function look() {
-    const wanted = query({ limit: PAGE, before: places.at(-1), text: search.value.trim() || null, having: having.value || null });
+    const wanted = query({ limit: PAGE, before: pager.place, text: search.value.trim() || null, having: having.value || null });
     asked = wanted;
     const page = await get(`/api/jobs${wanted}`, { signal });
     if (wanted !== asked) return; // the user has turned the page or searched in the meantime
-    next = page.next;
+    pager.shown(page.next);
     rows.show(page.jobs);
     empty.hidden = page.jobs.length > 0;
     empty.replaceChildren(...(search.value.trim() || having.value ? ["No such jobs."] : NO_JOBS));
     table.hidden = page.jobs.length === 0;
-    older.disabled = next === null;
-    newer.disabled = places.length === 1;
-    pager.hidden = older.disabled && newer.disabled;
-    say(total, places.length > 1 ? `page ${places.length}` : `newest ${plural(page.jobs.length, "job")}`);
+    pager.node.hidden = pager.isWhole;
+    say(total, pager.number > 1 ? `page ${pager.number}` : `newest ${plural(page.jobs.length, "job")}`);
   }
 
-  function again() {
-    places.length = 1;
-    look().catch(() => {}); // the next look reports it
-  }
-
-  async function turn(move) {
-    move();
-    await look().catch(() => {}); // the next look reports it
-    if (placeLost()) (older.disabled ? newer : older).focus();
-  }
-
-  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Jobs"), ...(fleet ? [fleet.node] : []), section("Jobs", total, el("div", { class: "filters" }, search, having), empty, table, pager));
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Jobs"), ...(fleet ? [fleet.node] : []), section("Jobs", total, el("div", { class: "filters" }, search, having), empty, table, pager.node));
   poll(look, EVERY_S, signal);
   if (fleet) poll(async () => fleet.update(await activity(signal)), EVERY_S, signal);
 }

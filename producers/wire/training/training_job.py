@@ -31,7 +31,7 @@ class TrainingParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainerReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line that a trainer tells its node: what it does, or how it ended.
+    """A line that a trainer tells its node: its work now, or its end.
 
     `training` is the recipe's name, or a part of its comparison; `step_s` the usual seconds of a step; `folder`, told
     once, the place of its checkpoints. The end is an `output`, an `error` of the recipe or its rows, or `stopped` after
