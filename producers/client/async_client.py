@@ -369,7 +369,7 @@ class AsyncClient(OfThisProcess):
 
     async def status(self, id: str) -> JobStatus:  # noqa: A002
         """Return a job's progress. Raises UnknownJob."""
-        return await self.ask(lambda store: store.job(id))
+        return await self._link.status(id)
 
     async def read_file(self, file: Mapping[str, Any]) -> bytes:
         """Return the bytes of a file to which a result refers, for example by ``output["image"]``.

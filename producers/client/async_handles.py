@@ -184,7 +184,7 @@ class AsyncWatched(OfThisProcess):
 
     async def progress(self) -> JobStatus:
         """Return the job's progress. Raises UnknownJob."""
-        return await self._link.ask(lambda store: store.job(self.id))
+        return await self._link.status(self.id)
 
     async def wait(
         self, timeout_s: float | None = None, *, on_progress: Callable[[JobStatus], object] | None = None

@@ -22,7 +22,7 @@ from producers.wire.queues import RefusedMessage, refused_messages
 from producers.wire.result_files import ResultFiles
 from producers.wire.validation.struct_types import build_struct_types
 from results_store.errors import StoreUnavailable
-from results_store.records import NewJob, Tenant
+from results_store.records import JobStatus, NewJob, Tenant
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -130,6 +130,10 @@ class FleetLink:
     async def ask(self, question: Callable[[Store], T]) -> T:
         """Return the answer of `question`, which is called with the open store."""
         return await self.runtime.call(lambda: question(self.store))
+
+    async def status(self, job: str) -> JobStatus:
+        """Return a job's progress: a single look for all who ask at the same time. Raises UnknownJob."""
+        return await self.runtime.share(("job", job), lambda: self.store.job(job))
 
     @property
     def publisher(self) -> Publisher:

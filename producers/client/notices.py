@@ -122,7 +122,7 @@ class Listener:
         """Return the seconds after which a follower looks without a notice, if a look takes `looked_s`."""
         with self._lock:
             followers = sum(map(len, self._followers.values()))
-        return min(max(FALLBACK_S, followers * looked_s / FALLBACK_SHARE), QUIET_S)
+        return quiet_s(followers, looked_s)
 
     def unfollow(self, job: str, changed: Callable[[], object]) -> None:
         channel = done_channel(job)
@@ -323,6 +323,11 @@ class Listener:
             self.look_up(awaited)
         now = time.monotonic()
         self._next_look = now + max(FALLBACK_S, (now - started) / FALLBACK_SHARE)
+
+
+def quiet_s(lookers: int, looked_s: float) -> float:
+    """Return the seconds between looks without a notice, if so many look by themselves and each takes `looked_s`."""
+    return min(max(FALLBACK_S, lookers * looked_s / FALLBACK_SHARE), QUIET_S)
 
 
 def _read(notice: bytes) -> tuple[str, Sequence[Result]]:

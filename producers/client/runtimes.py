@@ -17,6 +17,7 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Coroutine,
+    Hashable,
     Iterable,
     Iterator,
     Sequence,
@@ -89,6 +90,10 @@ class Runtime:
         """Make a call that may wait for the network or a disk, and return its result."""
         return call()
 
+    async def share(self, key: Hashable, call: Callable[[], T]) -> T:
+        """Make a call that reads. In an event loop, all who ask by the same key before it begins get its answer."""
+        return await self.call(call)
+
     async def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))  # noqa: ASYNC251 - not in an event loop
 
@@ -143,6 +148,8 @@ class LoopRuntime(Runtime):
     def start_anew(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor: ThreadPoolExecutor | None = None
+        self._unbegun: dict[Hashable, asyncio.Future[Any]] = {}
+        self._begun: dict[Hashable, asyncio.Future[Any]] = {}
         self._turnstile = ConcurrencyLimit(SUBMITS)
         self._closing: threading.Thread | None = None
 
@@ -209,6 +216,26 @@ class LoopRuntime(Runtime):
             answer.cancel()
             raise
         return answer.result()
+
+    async def share(self, key: Hashable, call: Callable[[], T]) -> T:
+        shared = self._unbegun.get(key)
+        if shared is None:
+            shared = asyncio.ensure_future(self._share(key, call, after=self._begun.get(key)))
+            shared.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # all may have gone by then
+            self._unbegun[key] = shared
+        answer: T = await asyncio.shield(shared)
+        return answer
+
+    async def _share(self, key: Hashable, call: Callable[[], T], after: asyncio.Future[Any] | None) -> T:
+        """Make a call for all who have asked for it, after the one before it: the calls of many take one thread."""
+        if after is not None:
+            await asyncio.wait([after])
+        mine = self._begun[key] = self._unbegun.pop(key)
+        try:
+            return await self.call(call)
+        finally:
+            if self._begun[key] is mine:
+                del self._begun[key]
 
     def _replace_if_broken(self, executor: ThreadPoolExecutor, asked: Future[Any]) -> None:
         """Replace an executor of which a thread has ended. Raises Overloaded if the call may have gone with it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,13 @@ class Task:
 
     def lacks(self, params: Params) -> tuple[str, ...]:
         """Return the required parameters that neither the task nor `params` gives."""
-        fields = msgspec.structs.fields(self.kind.params)
-        return tuple(f.name for f in fields if f.required and f.name not in params and f.name not in self.params)
+        return tuple(name for name in _required(self.kind.params) if name not in params and name not in self.params)
+
+
+@cache
+def _required(params: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Return the names of the required parameters. msgspec works them out anew each time, which takes a while."""
+    return tuple(field.name for field in msgspec.structs.fields(params) if field.required)
 
 
 #: Kinds of transformers and of the hub that no model here serves.
@@ -166,12 +171,7 @@ def _task(name: str, model: str, table: object, setting: str) -> Task:
         raise ConfigurationError(f"{setting}.kind: Argosy has no models for {kind!r}; {remedy}")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigurationError(f"{setting}.kind: no kind {kind!r}; {known(str(kind), KINDS)}")
-    known_here = [
-        "kind",
-        "summary",
-        "params",
-        *(f.name for f in msgspec.structs.fields(KINDS[kind].params) if f.required),
-    ]
+    known_here = ["kind", "summary", "params", *_required(KINDS[kind].params)]
     if unknown := sorted(set(given) - set(known_here)):
         raise ConfigurationError(f"{setting}.{unknown[0]}: not a key of a task; {known(unknown[0], known_here)}")
     if not isinstance(params, dict):

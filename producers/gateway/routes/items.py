@@ -75,7 +75,7 @@ async def look(request: Request, item: ItemId, gateway: Here, caller: Viewer, wa
     if handle is not None:
         rows = await while_there(request, _arrived(gateway, handle, wait_s))
     else:
-        rows = await while_there(request, _stored(gateway, job, seq, expected, wait_s))
+        rows = await while_there(request, _stored(gateway, caller, job, seq, expected, wait_s))
     if not rows and handle is None and not await _plausible(gateway, job, seq):
         raise UnknownJob(f"no item {item!r}")
     return _answer(item, rows, expected, await _paused(gateway, job, rows, expected))
@@ -106,7 +106,7 @@ async def _submit_told(request: Request, body: NewOne, gateway: Gateway, caller:
     item = NewItem(input_of(body.input, "input") if files else body.input, body.key, origin="input")
     job = await submit_job(gateway, caller, options, [item])
     expected = (await job.progress()).total
-    rows = await while_there(request, _stored(gateway, job.id, 0, expected, body.wait_s))
+    rows = await while_there(request, _stored(gateway, caller, job.id, 0, expected, body.wait_s))
     return _answer(f"{job.id}.0.{expected}", rows, expected, await _paused(gateway, job.id, rows, expected))
 
 
@@ -127,15 +127,21 @@ async def _arrived(gateway: Gateway, handle: AsyncHandle, wait_s: float) -> Sequ
     return await handle.results()
 
 
-async def _stored(gateway: Gateway, job: str, seq: int, expected: int, wait_s: float) -> Sequence[Result]:
-    """Do the same as `_arrived` for an item of another gateway, by polling the store."""
+async def _stored(
+    gateway: Gateway, caller: Caller, job: str, seq: int, expected: int, wait_s: float
+) -> Sequence[Result]:
+    """Do the same as `_arrived` for an item of another gateway, by polling the store.
+
+    A key with many requests waits longer between looks.
+    """
     until = time.monotonic() + min(wait_s, gateway.settings.max_wait_s)
     while True:
+        started = time.monotonic()
         rows = await gateway.client.ask(lambda store: store.results_of(job, [seq]))
-        left_s = until - time.monotonic()
-        if len(rows) >= expected or left_s <= 0:
+        now = time.monotonic()
+        if len(rows) >= expected or now >= until:
             return rows
-        await asyncio.sleep(min(notices.FALLBACK_S, left_s))
+        await asyncio.sleep(min(notices.quiet_s(gateway.serving[caller.key], now - started), until - now))
 
 
 async def _known(gateway: Gateway, caller: Caller, item: str) -> tuple[str, int, int]:
