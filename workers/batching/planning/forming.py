@@ -20,6 +20,10 @@ MOST_FIXED_SHARE = 1 / 3
 #: Riders may fill a batch up to the point at which this share of its time is fixed.
 RIDERS_FIXED_SHARE = 0.5
 
+#: Blocks of so many predicted seconds share their batches. They end at about the same time, so more would have no
+#: result for as long, and fewer pad more.
+BLOCKS_S = 1.0
+
 #: A priority's promise bounds less urgent batches for this long after its last item: full batches make bulk fast.
 PROMISE_LASTS_S = 30.0
 
@@ -80,7 +84,7 @@ class Forming(Generic[T]):
             self._parts, most * self.leader.widest, most, most * self.leader.row_heads
         )
         found: list[tuple[Ticket[T], NDArray[np.int64]]] = []
-        rows = 0
+        rows, work_s = 0, 0.0
         for ticket in (leader, *self._moment.pool.lanes[self.leader.lane].blocks.values()):
             sizes, deadline_at = ticket.waiting.sizes, ticket.waiting.deadline_at
             if sizes is None or ticket.number in self._gone or (found and ticket is leader):
@@ -88,7 +92,8 @@ class Forming(Generic[T]):
             if ticket is leader or deadline_at is None or by < deadline_at:
                 found.append((ticket, sizes))
                 rows += len(sizes)
-            if rows >= self._moment.policy.window:
+                work_s += _seconds(self._parts, ticket.waiting.cost, len(sizes), ticket.waiting.heads)
+            if rows >= self._moment.policy.window or work_s >= BLOCKS_S:
                 break
         return found
 
