@@ -1,19 +1,22 @@
 """Does another tenant notice an attack?
 
-    python -m benchmarks.abuse [--attacks NAME,…] [--seconds S] [--store sqlite|postgresql] [--quick | --keep]
+    python -m benchmarks.abuse [--attacks NAME,…] [--seconds S] [--rounds N] [--store sqlite|postgresql]
+        [--quick | --keep]
 
-For each attack (`benchmarks.abusing.attacks.ATTACKS`, with its rate) a fleet of its own: broker, store, a worker, and a
-gateway with 1,024 descriptors. The text and the vision model are real in the worker; the device sleeps, at a quarter of
-the rate that a core of the host feeds in large batches. Small batches cost twice as much: bulk takes about half a core,
-the questions take another, and a core is spare. A bulk job always waits, and a tenant asks 25 interactive questions a
-second through the gateway, each on a new connection, and as many through the client. First without the attack, then
-under it; attackers are processes of their own, niced to 19. Every answer is verified.
+For each attack (`benchmarks.abusing.attacks.ATTACKS`, with its rate) three rounds, each with a fleet of its own:
+broker, store, a worker, and a gateway with 1,024 descriptors. The text and the vision model are real in the worker;
+the device sleeps, at a quarter of the rate that a core of the host feeds in large batches. Small batches cost twice
+as much: bulk takes about half a core, the questions take another, and a core is spare. A bulk job always waits, and a
+tenant asks 25 interactive questions a second through the gateway, each on a new connection, and as many through the
+client. First without the attack, then under it; attackers are processes of their own, niced to 19. Every answer is
+verified.
 
-Figures, by attack and the worst of all: `p99_ratio` is the tenant's interactive p99 under attack over the quiet one, of
-the door that suffers more; `bulk_share` the texts a second of the bulk job over those without the attack; `stalls` the
-times of over 2 s without a result of bulk, or without an answer through a door; `memory_ratio` the highest PSS of the
-fleet's processes together over the highest one without the attack. `refused` counts questions without a right answer,
-`stuck` says why the bulk job did not end after the attack. `sent_per_s` is the rate that the attacker reached, and
+Figures, by attack and the worst of all: `p99_ratio` is the tenant's interactive p99 under attack over the quiet one,
+of the door that suffers more; `bulk_share` the texts a second of the bulk job over those without the attack;
+`memory_ratio` the highest PSS of the fleet's processes together over the highest one without the attack. These are
+the medians of the rounds; `p99_ratios` has each round's. `stalls` counts the times of over 2 s without a result of
+bulk, or without an answer through a door, in all rounds. `refused` counts questions without a right answer, `stuck`
+says why the bulk job did not end after the attack. `sent_per_s` is the rate that the attacker reached, and
 `others_cpu_share` the part of the machine that other programs used. `holds` compares the worst with the bounds.
 """
 
@@ -22,12 +25,13 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -69,6 +73,9 @@ batch_cost = 512
 
 #: The bounds of the worst figures.
 P99_RATIO, BULK_SHARE, MEMORY_RATIO = 2.0, 0.7, 1.5
+
+#: The figures of an attack that are medians of its rounds.
+MEDIANS = ("p99_ratio", "bulk_share", "memory_ratio", "quiet_bulk_per_s", "quiet_memory_mib")
 
 #: Seconds without a result that count as a stall.
 STALL_S = 2.0
@@ -138,6 +145,7 @@ def main() -> None:
     parser = convention.parser(__doc__)
     parser.add_argument("--attacks", default=",".join(ATTACKS), help="names with commas between (default: all)")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each attack, and as long without (default: 40)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each attack (default: 3)")
     parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside: end every process all the same
@@ -146,7 +154,7 @@ def main() -> None:
         parser.error(f"--attacks: there is no {', '.join(sorted(unknown))}; there are {', '.join(ATTACKS)}")
     share = 1.0
     if options.quick:
-        options.seconds, share, rate = 3.0, QUICK_SHARE, QUICK_TOKENS_PER_S
+        options.seconds, options.rounds, share, rate = 3.0, 1, QUICK_SHARE, QUICK_TOKENS_PER_S
     else:
         fed = host.measured(host.ROOT, "texts", "nothing", 8000)
         rate = int(1e6 / fed["host_cpu_us"] * fed["tokens_per_text"] / 4)
@@ -155,9 +163,22 @@ def main() -> None:
     found = {}
     for together in [names] if options.quick else [[name] for name in names]:
         name = "+".join(together)
-        found[name] = run(options, together, share, texts, expected)
-        convention.progress(f"{name}: {found[name]}")
+        rounds = []
+        for _ in range(options.rounds):
+            rounds.append(run(options, together, share, texts, expected))
+            convention.progress(f"{name}: {rounds[-1]}")
+        found[name] = over(rounds)
     convention.report("abuse", summary(found, options, rate), keep=options.keep, variant=options.store)
+
+
+def over(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the figures of an attack over its rounds."""
+    merged: dict[str, Any] = {"p99_ratios": [one["p99_ratio"] for one in rounds]}
+    merged |= {name: statistics.median(one[name] for one in rounds) for name in MEDIANS}
+    merged |= {name: sum(one[name] for one in rounds) for name in ("stalls", "refused")}
+    merged["stuck"] = "; ".join(one["stuck"] for one in rounds if one["stuck"])
+    merged["others_cpu_share"] = max(one["others_cpu_share"] for one in rounds)
+    return merged | {name: [one[name] for one in rounds] for name in ("quiet_p99_ms", "p99_ms", "sent_per_s")}
 
 
 def summary(found: dict[str, dict[str, Any]], options: argparse.Namespace, rate: int) -> dict[str, Any]:
@@ -177,7 +198,12 @@ def summary(found: dict[str, dict[str, Any]], options: argparse.Namespace, rate:
         "refused": worst["refused"] == 0,
         "work_ends": not any(own["stuck"] for own in found.values()),
     }
-    common = {"store": options.store, "seconds": options.seconds, "scripted_device_tokens_per_s": rate}
+    common = {
+        "store": options.store,
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "scripted_device_tokens_per_s": rate,
+    }
     return {**worst, "holds": holds, **common, "by_attack": found}
 
 
