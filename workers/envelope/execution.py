@@ -27,7 +27,7 @@ from producers.wire.tracing import spans
 from results_store.errors import InvalidRow
 from results_store.export.text_export import plain
 from results_store.loops.loop import doing
-from results_store.records import CachedResult, Claim, Claimed, Result, ResultState, Transaction
+from results_store.records import CachedResult, Claim, Claimed, Result, ResultChunk, ResultState, Transaction
 from results_store.sql.chunks.packed_rows import packed
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher
@@ -216,18 +216,8 @@ class Execution(Preparation):
         """
         envelope = portion.envelope
         interrupted = any(item.entry and isinstance(item.entry.outcome, Interrupted) for item in items)
-        if block:
-            interrupted |= block.interrupted
-            portion.results.extend(block.results)
-        chunks_made = block.chunks if block else []
-        cached: Sequence[CachedResult] = ()
-        if (look := portion.look) and (look.digests or look.found):
-            unpacked = block.unpacked() if block else []
-            cached = look.new([*portion.results, *unpacked])
-            if look.found:  # a task has a single chunk: that of the block is made anew with them
-                portion.results.extend([*unpacked, *look.found])
-                portion.results.sort(key=attrgetter("seq"))
-                chunks_made = []
+        interrupted |= block is not None and block.interrupted
+        chunks_made, cached = _gathered(portion, block)
         last = portion.last and not interrupted
         left = later.postponement() if last else None
         ended = (envelope.id,) if last and left is None else ()
@@ -235,10 +225,7 @@ class Execution(Preparation):
         dead = claim is Claim.DEAD or (claim is Claim.CANCELLED and not portion.results)
         urgent = envelope.priority is Priority.INTERACTIVE
         simple = claim is Claim.WORK and not (urgent or interrupted or envelope.pipeline)
-        chunks, rows = packed(portion.results) if simple and self.database.stores_chunks else ([], portion.results)
-        if block and chunks_made:
-            # other results of the same tasks are rows, since a task has a single chunk; so are those of a part
-            chunks, rows = (chunks_made, portion.results) if simple else ([], [*block.unpacked(), *portion.results])
+        chunks, rows = self._packed(portion, block, chunks_made, simple=simple)
         transaction = Transaction(
             results=rows,
             chunks=chunks,
@@ -261,6 +248,15 @@ class Execution(Preparation):
             # the computed results are stored: the unique key prevents a second write by the next run
             raise EnvelopeInterrupted(f"envelope {envelope.id}: this worker stops; the envelope returns to its queue")
         return sum(len(chunk.seqs) for chunk in chunks_made)
+
+    def _packed(
+        self, portion: Portion, block: BlockRun | None, chunks_made: Sequence[ResultChunk], *, simple: bool
+    ) -> tuple[Sequence[ResultChunk], Sequence[Result]]:
+        """Return the portion's results as they are stored: in chunks, and in rows."""
+        if block is None or not chunks_made:
+            return packed(portion.results) if simple and self.database.stores_chunks else ([], portion.results)
+        # other results of the same tasks are rows, since a task has a single chunk; so are those of a part
+        return (chunks_made, portion.results) if simple else ([], [*block.unpacked(), *portion.results])
 
     def _writer(self, *, urgent: bool) -> Writer:
         return self.urgent_writer if urgent else self.writer
@@ -310,3 +306,23 @@ def timed(envelope: Envelope, claimed: Claimed) -> Envelope:
     deadline_at, now = (claimed.deadline_at, claimed.now) if listed else (envelope.deadline_at, time.time())
     local = None if deadline_at is None else steady_time() + (deadline_at - now)
     return envelope if local == envelope.deadline_at else msgspec.structs.replace(envelope, deadline_at=local)
+
+
+def _gathered(portion: Portion, block: BlockRun | None) -> tuple[Sequence[ResultChunk], Sequence[CachedResult]]:
+    """Add the results of the portion's block and of the result cache to the portion's.
+
+    Return the chunks that hold other results of the block, and the results that the cache lacks.
+    """
+    if block:
+        portion.results.extend(block.results)
+    chunks = block.chunks if block else []
+    look = portion.look
+    if look is None or not (look.digests or look.found):
+        return chunks, ()
+    unpacked = block.unpacked() if block else []
+    cached = look.new([*portion.results, *unpacked])
+    if look.found:  # a task has a single chunk: that of the block is made anew with them
+        portion.results.extend([*unpacked, *look.found])
+        portion.results.sort(key=attrgetter("seq"))
+        chunks = []
+    return chunks, cached
