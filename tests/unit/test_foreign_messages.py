@@ -11,8 +11,7 @@ from kombu.utils.json import dumps, loads
 
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import JSON, decode
-from workers.consumer.foreign_messages import MOST_SENT, check_body
-from workers.consumer.transport import _with_sound_properties
+from workers.consumer.foreign_messages import MOST_SENT, check_body, make_sound
 
 
 def check(embedded: object) -> None:
@@ -69,13 +68,13 @@ def test_another_content_type_is_refused_unopened(form: object) -> None:
     """For some of them kombu takes the encoding for the name of a codec, and unpacks the body: also of a broadcast."""
     raw = {"content-type": form, "content-encoding": "zlib", "headers": {}, "properties": {}, "body": ""}
     with pytest.raises(InvalidMessage, match="content type"):
-        _with_sound_properties(raw, "a queue", ())
+        make_sound(raw, "a queue", ())
 
 
 def sound(held: tuple[str, ...] = (), **properties: Any) -> dict[str, Any]:
     """Return the properties by which kombu handles a message that has these."""
     raw = {"content-type": JSON, "headers": {}, "properties": properties}
-    tag = _with_sound_properties(raw, "a queue", held)
+    tag = make_sound(raw, "a queue", held)
     assert properties["delivery_tag"] == tag
     return properties
 

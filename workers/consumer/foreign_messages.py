@@ -1,22 +1,27 @@
-"""The checks of a Celery message before its task runs: types of its headers, and the tasks that it wants sent.
+"""The checks of a message before its task runs: properties, types of its headers, and the tasks that it wants sent.
 
 Celery checks little: a header of the wrong type raises somewhere between the consumer and the end of the task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
+from kombu.utils.json import register_type
 
 from producers.wire.errors import InvalidMessage
-from producers.wire.messages import is_name
+from producers.wire.messages import JSON, MSGPACK, is_name, new_id
 from producers.wire.queues import TASK
 
 #: The most tasks that a message may have its worker send: callbacks, error callbacks, and those of chains and chords.
 MOST_SENT = 1000
+
+#: The largest exponent of a decimal number, as in 128 bits (IEEE 754).
+MOST_EXPONENT = 6144
 
 #: The types of signatures that Celery sends. It reads others too: for "chunks" it sends a task for each of any number
 #: of values.
@@ -131,3 +136,37 @@ def _signatures(value: Any) -> Iterator[dict[str, Any]]:
             waiting.extend(inner.values())
         elif isinstance(inner, list | tuple):
             waiting.extend(inner)
+
+
+def make_sound(raw: Any, queue: Any, *held: Container[str]) -> str:
+    """Replace the properties by which kombu handles a message; return its tag, which no `held` message has.
+
+    The message goes back to the list that it came from, whatever it says. Raises if it has no properties, no queue or
+    no priority. Raises if it is compressed, or of another content type, for which kombu takes the encoding's name for a
+    codec, as "zlib": kombu would unpack it at once, however large it becomes.
+    """
+    if (raw.get("headers") or {}).get("compression"):
+        raise InvalidMessage("compressed messages are refused; send the message without `compression`")
+    if raw.get("content-type") not in (JSON, MSGPACK):
+        raise InvalidMessage(f"the content type is refused; send {JSON} or {MSGPACK}")
+    if not isinstance(queue, str) or not queue:
+        raise InvalidMessage("the message has no queue")
+    properties = raw["properties"]
+    if properties.get("priority") is not None:
+        properties["priority"] = min(max(int(properties["priority"]), 0), 9)
+    properties["delivery_info"] = {"exchange": "", "routing_key": queue}
+    tag = properties.get("delivery_tag")
+    if not (isinstance(tag, str) and tag and is_name(tag)) or any(tag in own for own in held):
+        tag = properties["delivery_tag"] = new_id()
+    return str(tag)
+
+
+def _decimal(value: Any) -> Decimal:
+    """Return a decimal number of a message. Its whole number could take hours to compute, and no thread runs then."""
+    number = Decimal(value)
+    if abs(number.adjusted()) > MOST_EXPONENT:
+        raise InvalidMessage("a decimal number has too large an exponent")
+    return number
+
+
+register_type(Decimal, "decimal", str, _decimal)  # for all JSON that kombu reads in this process

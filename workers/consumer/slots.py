@@ -16,7 +16,7 @@ from celery.concurrency.thread import TaskPool as CelerysTaskPool
 
 from producers.wire.errors import InvalidMessage
 from producers.wire.publisher import DURABLE
-from workers.consumer.transport import encoded
+from workers.consumer.refused_messages import encoded
 
 
 class TaskPool(CelerysTaskPool):  # type: ignore[misc] # Celery is untyped
@@ -56,4 +56,4 @@ def _settle(request: Any, run: Future[Any]) -> None:
 
 def _refuse(message: Any, error: BaseException) -> None:
     raw = message._raw  # noqa: SLF001 - kombu keeps it for its own notes
-    message.channel.refuse((encoded(raw), raw, message.delivery_info["routing_key"], error))
+    message.channel.refused.note((encoded(raw), raw, message.delivery_info["routing_key"], error))

@@ -8,20 +8,16 @@ acknowledged, logged, and noted with its cause and digest in a list in Redis, fo
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from operator import itemgetter
 from queue import Empty
-from time import monotonic, time
+from time import monotonic
 from typing import Any
 
-from kombu.asynchronous import get_event_loop
 from kombu.transport import redis
-from kombu.utils.json import dumps, loads, register_type
+from kombu.utils.json import dumps, loads
 from redis import Redis
 from redis.exceptions import (
     ConnectionError,  # noqa: A004 - the class that kombu expects
@@ -30,23 +26,15 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004 - redis-py's, not Python's
 )
 
-from producers.wire.errors import InvalidMessage, without_text
-from producers.wire.messages import JSON, MSGPACK, Priority, is_name, new_id
-from producers.wire.queues import PRIORITY_ENDS, RefusedMessage, note_refused, put_aside, queue_of
-from results_store.loops.log_lines import Throttle
-from workers.consumer.foreign_messages import check_headers
+from producers.wire.messages import Priority
+from producers.wire.queues import PRIORITY_ENDS, put_aside, queue_of
+from workers.consumer.foreign_messages import check_headers, make_sound
 from workers.consumer.refusals import Refusals
+from workers.consumer.refused_messages import Refused, RefusedMessages, cause_of, encoded
 from workers.consumer.remote_control import dropped
 from workers.consumer.unacknowledged import Note, QoS, note_of
 from workers.node.intake import Intake, Listed, Unbounded
 from workers.node.lanes import may_take, may_take_more
-
-logger = logging.getLogger(__name__)
-logger.addFilter(Throttle())  # of refusals: `argosy dead` lists them
-
-
-#: A message that is not run: its bytes, what was read of them, its queue, and the error.
-Refused = tuple[bytes, Any, object, BaseException]
 
 
 class Client(Redis):
@@ -62,12 +50,6 @@ class Client(Redis):
 #: A lost connection, which is no fault of the message.
 LOST = (ConnectionError, TimeoutError, ResponseError)
 
-#: The most characters of a cause, a task's name and an id of a refused message that are kept.
-KEPT_CHARACTERS = 200
-
-#: The largest exponent of a decimal number, as in 128 bits (IEEE 754).
-MOST_EXPONENT = 6144
-
 #: The interval at which Redis is asked again for a list that had its part of the slots.
 POLL_S = 0.02
 
@@ -78,10 +60,6 @@ NO_LIST = "argosy.none"
 #: then urgent messages come together. Each wait for Redis is a wait for the interpreter's lock, too, so a flood of
 #: messages that come one by one takes all the time of the consumer's thread.
 LEAST_URGENT_FIRST = 8
-
-#: Refused messages of polls are noted for operators within these seconds, or so many together. A worker that is killed
-#: meanwhile has logged them.
-NOTED_WITHIN_S, NOTED_TOGETHER = 0.05, 100
 
 
 class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
@@ -114,7 +92,8 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         self._taking = Refusals("taking envelopes")
         self._hearing = Refusals("hearing remote control")
         self._telling = Refusals("sending events and replies to Flower")
-        self._unnoted: list[RefusedMessage] = []  # of polls: noted soon
+        #: The messages that are not run.
+        self.refused = RefusedMessages(self.conn_or_acquire)
         self._unanswered: set[str] = set()  # queues whose messages nobody acknowledges, as replies to remote control
         super().__init__(*arguments, **options)
 
@@ -141,7 +120,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         Before, it waits for the last answer, which never comes over a silent connection.
         """
         try:
-            self._note_refused()
+            self.refused.flush()
             if self._in_poll:
                 with suppress(Empty, *self.connection_errors):
                     self._brpop_read()
@@ -303,7 +282,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
                 refused.append((data, raw, queue, error))
                 unsettled.append(tag)
         if refused:
-            self._refuse_soon(refused)
+            self.refused.note_soon(refused)
             self.qos.settle(unsettled)
             for _, raw, _, cause in refused:
                 if isinstance(raw, dict):
@@ -323,7 +302,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             raw = None
             try:
                 raw = loads(data.decode())
-                tag = _with_sound_properties(raw, queue, held, sound)
+                tag = make_sound(raw, queue, held, sound)
                 note = None
                 if queue not in self._unanswered:
                     check_headers(raw.get("headers"))  # before it is noted, so that a flood of refusals costs less
@@ -339,39 +318,18 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         with suppress(RedisError, OSError), self.conn_or_acquire() as client:
             put_aside(client, dict.fromkeys(keys, "list"))
 
-    def refuse(self, *messages: Refused) -> None:
-        """Log messages that are not run, and note them for operators. Their content is not shown. Thread-safe."""
-        self._note(_logged(messages))
-
-    def _refuse_soon(self, messages: Sequence[Refused]) -> None:
-        self._unnoted += _logged(messages)
-        hub = get_event_loop()
-        if hub is None or len(self._unnoted) >= NOTED_TOGETHER:
-            self._note_refused()
-        elif len(self._unnoted) == len(messages):  # the first since the last note
-            hub.call_later(NOTED_WITHIN_S, self._note_refused)
-
-    def _note_refused(self) -> None:
-        refused, self._unnoted = self._unnoted, []
-        if refused:
-            self._note(refused)
-
-    def _note(self, refused: Sequence[RefusedMessage]) -> None:
-        with suppress(RedisError, OSError), self.conn_or_acquire() as client:
-            note_refused(client, *refused)
-
     def _do_restore_message(
         self, payload: Any, exchange: Any, routing_key: Any, pipe: Any, leftmost: bool = False
     ) -> None:
         """Put a noted message back into its list. An older worker may have noted a message that has none."""
         try:
-            _with_sound_properties(payload, routing_key)
+            make_sound(payload, routing_key)
             priority, data = payload["properties"].get("priority") or 0, dumps(payload)
             lists = [self._q_for_pri(queue, priority) for queue in self._lookup(exchange, routing_key)]
         except LOST:
             raise
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            self.refuse((encoded(payload), payload, routing_key, error))
+            self.refused.note((encoded(payload), payload, routing_key, error))
             return
         for key in lists:
             (pipe.lpush if leftmost else pipe.rpush)(key, data)
@@ -404,12 +362,12 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         exchange = received["channel"].decode().partition(".")[2].partition("/")[0]
         try:
             message = loads(received["data"].decode())
-            _with_sound_properties(message, exchange)
+            make_sound(message, exchange)
             self._deliver_fanout_message(message, exchange)
         except LOST:
             raise
         except Exception as error:  # noqa: BLE001 - as in `_deliver`
-            dropped(_cause(error))
+            dropped(cause_of(error))
         return True
 
     def _put_fanout(self, *arguments: Any, **options: Any) -> None:
@@ -463,84 +421,3 @@ class SentinelTransport(Transport):
 
     default_port = 26379
     Channel = SentinelChannel
-
-
-def _logged(messages: Sequence[Refused]) -> list[RefusedMessage]:
-    """Log refused messages, and return them in the form in which operators see them."""
-    refused = [
-        RefusedMessage(
-            at=time(),
-            queue=_shown(queue),
-            cause=_cause(error),
-            sha256=hashlib.sha256(data).hexdigest(),
-            bytes=len(data),
-            **_named(raw),
-        )
-        for data, raw, queue, error in messages
-    ]
-    for one in refused:
-        logger.warning(
-            "refused a message of %s: %s (task %r, id %r, %d bytes, sha256 %s)",
-            one.queue, one.cause, one.task, one.id, one.bytes, one.sha256,
-        )  # fmt: skip
-    return refused
-
-
-def _with_sound_properties(raw: Any, queue: Any, *held: Container[str]) -> str:
-    """Replace the properties by which kombu handles a message; return its tag, which no `held` message has.
-
-    The message goes back to the list that it came from, whatever it says. Raises if it has no properties, no queue or
-    no priority. Raises if it is compressed, or of another content type, for which kombu takes the encoding's name for a
-    codec, as "zlib": kombu would unpack it at once, however large it becomes.
-    """
-    if (raw.get("headers") or {}).get("compression"):
-        raise InvalidMessage("compressed messages are refused; send the message without `compression`")
-    if raw.get("content-type") not in (JSON, MSGPACK):
-        raise InvalidMessage(f"the content type is refused; send {JSON} or {MSGPACK}")
-    if not isinstance(queue, str) or not queue:
-        raise InvalidMessage("the message has no queue")
-    properties = raw["properties"]
-    if properties.get("priority") is not None:
-        properties["priority"] = min(max(int(properties["priority"]), 0), 9)
-    properties["delivery_info"] = {"exchange": "", "routing_key": queue}
-    tag = properties.get("delivery_tag")
-    if not (isinstance(tag, str) and tag and is_name(tag)) or any(tag in own for own in held):
-        tag = properties["delivery_tag"] = new_id()
-    return str(tag)
-
-
-def _decimal(value: Any) -> Decimal:
-    """Return a decimal number of a message. Its whole number could take hours to compute, and no thread runs then."""
-    number = Decimal(value)
-    if abs(number.adjusted()) > MOST_EXPONENT:
-        raise InvalidMessage("a decimal number has too large an exponent")
-    return number
-
-
-register_type(Decimal, "decimal", str, _decimal)  # for all JSON that kombu reads in this process
-
-
-def encoded(message: Any) -> bytes:
-    """Return the bytes of a message that was read, for its digest."""
-    try:
-        return bytes(dumps(message), "utf-8")
-    except Exception:  # noqa: BLE001 - as deeply nested as it can be read
-        return b""
-
-
-#: Errors whose texts name fields and types. The texts of others may hold a part of the message.
-_NAMING = (InvalidMessage, AttributeError, TypeError)
-
-
-def _cause(error: BaseException) -> str:
-    return _shown(f"{type(error).__name__}: {error}" if isinstance(error, _NAMING) else without_text(error))
-
-
-def _named(raw: Any) -> dict[str, str]:
-    headers = raw.get("headers") if isinstance(raw, dict) else None
-    found = headers if isinstance(headers, dict) else {}
-    return {name: _shown(found.get(name, "")) for name in ("task", "id")}
-
-
-def _shown(text: object) -> str:
-    return text[:KEPT_CHARACTERS].encode("utf-8", "replace").decode() if isinstance(text, str) else ""

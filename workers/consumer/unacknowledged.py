@@ -139,7 +139,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         except Exception as error:  # noqa: BLE001 - whatever a stranger's note raises
             with self.pipe_or_acquire(client=client) as pipe:
                 note = pipe.hget(self.unacked_key, tag).zrem(self.unacked_index_key, tag).hdel(self.unacked_key, tag)
-                self.channel.refuse((note.execute()[0] or b"", None, self.unacked_key, error))
+                self.channel.refused.note((note.execute()[0] or b"", None, self.unacked_key, error))
 
     def restore_due(self) -> None:
         """Put back the messages whose time has come."""
