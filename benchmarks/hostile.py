@@ -15,6 +15,7 @@ left, an item was not answered, or a worker ended.
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import sys
 import time
@@ -55,6 +56,12 @@ PORTION = 250
 LIMIT_S = 60.0
 
 
+def refused(log: str) -> int:
+    """Return the number of refusals in a worker's log, with those that its lines only count."""
+    left_out = re.findall(r"\(([\d,]+) lines of this kind were left out before\)", log)
+    return log.count("refused a message of") + sum(int(count.replace(",", "")) for count in left_out)
+
+
 @contextmanager
 def started(store: str, workers: int) -> Iterator[LocalFleet]:
     """A fleet on a new database."""
@@ -93,7 +100,7 @@ class Attack:
         logs = (self._fleet.home / "logs").glob("worker-*.log")
         return {
             "messages": sent,
-            "refused": sum(log.read_text(errors="replace").count("refused a message of") for log in logs),
+            "refused": sum(refused(log.read_text(errors="replace")) for log in logs),
             "answer_ms_p50": round(statistics.median(self._answers_ms), 1) if self._answers_ms else None,
             "answer_ms_max": round(max(self._answers_ms, default=0.0), 1),
             "left": self._left,
