@@ -30,6 +30,7 @@ from producers.gateway.routes import (
     page,
     pausing,
     result_downloads,
+    scheduling,
     streams,
 )
 from producers.gateway.settings import GatewaySettings
@@ -46,6 +47,7 @@ ROUTERS = (
     streams.router,
     operations.router,
     pausing.router,
+    scheduling.router,
     administration.router,
     history.router,
 )

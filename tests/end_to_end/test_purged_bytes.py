@@ -17,7 +17,9 @@ from producers.commands.main import main
 from producers.wire.blobs import YOUNG_S, Blobs
 from producers.wire.connection import Connection
 from producers.wire.publisher import Publisher
+from results_store.celery_results.transactions import close_shared
 from results_store.sql.schema import cached_results, metadata
+from results_store.sql.waiting.schedules import Planned, Schedule
 from results_store.store import Store
 from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.processes import fleet_in, until
@@ -32,9 +34,12 @@ TIMEOUT_S = 120
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[LocalFleet]:
+def fleet(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalFleet]:
     """A fleet that keeps inputs of over 4,000 bytes as blobs, and results for later jobs unless it drops inputs."""
-    drop = "drop_inputs = true\n" if getattr(request, "param", "") == "drop_inputs" else ""
+    kind = getattr(request, "param", "")
+    if kind == "postgresql":
+        monkeypatch.setenv("ARGOSY_STORE_URL", request.getfixturevalue("postgresql_url"))
+    drop = "drop_inputs = true\n" if kind == "drop_inputs" else ""
     cache = "" if drop else '[result_cache]\ntasks = ["echo", "shout"]\n'
     settings = SCRIPTED.replace("[worker]\n", f"[worker]\n{drop}", 1)
     with fleet_in(
@@ -62,6 +67,7 @@ def submit_by_celery(fleet: LocalFleet) -> None:
     with closing(app):
         envelope = {"model": "scripted", "items": [{"seq": 0, "input": f"{MARK}-celery", "tasks": ["echo"]}]}
         assert app.send_task("argosy.envelope", [envelope], queue="argosy.scripted").get(timeout=TIMEOUT_S)
+    close_shared(fleet.store_url)
 
 
 def in_tables(fleet: LocalFleet) -> list[str]:
@@ -104,6 +110,28 @@ def in_files(folder: Path) -> list[str]:
     return sorted(str(file.relative_to(folder)) for file in files if MARK.encode() in file.read_bytes())
 
 
+def fail_a_scheduled_run(store: Store) -> None:
+    """Its error quotes a row of its file, which is an input."""
+    assert store.schedules.add(Schedule(name="nightly", submission="{}", next_at=1.0))
+    run = store.schedules.take("here", "n", lambda *_: Planned(1.0, None))
+    assert run is not None
+    store.schedules.end(run, "failed", error=f"InvalidInput: rows.csv:3: '{MARK}' is no number")
+
+
+def operate() -> None:
+    """Leave entries in the audit log about jobs and items that have the mark."""
+    with Client() as client:
+        job = client.submit_many("echo", [f"raise {MARK}"], name=f"{MARK}-operated")
+        job.wait(timeout_s=TIMEOUT_S)
+        argosy("replay", job.id)
+        job.wait(timeout_s=TIMEOUT_S)
+        argosy("pause", "task", "shout", "--reason", "a test")
+        paused = client.submit_many("shout", [f"{MARK}-paused"])
+        argosy("cancel", paused.id)
+        argosy("resume", "task", "shout")
+        paused.wait(timeout_s=TIMEOUT_S)
+
+
 def sweep_blobs(fleet: LocalFleet) -> None:
     """Sweep as nodes do once the blobs are no longer young."""
     with Store(fleet.store_url) as store:
@@ -115,23 +143,30 @@ def argosy(*arguments: str) -> None:
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.parametrize("fleet", ["sqlite", "postgresql"], indirect=True)
 def test_a_purge_of_everything_leaves_no_byte(fleet: LocalFleet, tmp_path: Path) -> None:
-    """`argosy purge --older-than`, with SQLite's free pages."""
+    """`argosy purge --older-than`, with SQLite's free pages; PostgreSQL's are not read."""
     with Client() as client:
         submit_every_kind(client)
     submit_by_celery(fleet)
     with Store(fleet.store_url) as store:
         store.webhooks.add(store.jobs(limit=1)[0].id, f"https://example.com/{MARK}")
-    assert any("payloads" in column for column in in_tables(fleet)), "the search finds what is there"
+        fail_a_scheduled_run(store)
+    operate()
+    places = {"jobs.name", "payloads.payload", "results.key", "schedule_runs.error", "webhooks.url"}
+    assert places <= {*in_tables(fleet)}, "the search finds what is there"
     assert any(file.startswith("blobs/") for file in in_files(tmp_path))
     assert number_cached(fleet)
 
-    argosy("purge", "--older-than", "0s", "--vacuum", "--yes")
+    argosy("purge", "--older-than", "0s", *(["--vacuum"] if fleet.store_url.startswith("sqlite") else []), "--yes")
     sweep_blobs(fleet)
     rewritten(fleet)
 
     assert (in_tables(fleet), in_redis(), in_files(tmp_path)) == ([], [], [])
     assert number_cached(fleet) == 0
+    with Store(fleet.store_url) as store:
+        assert {"purge", "replay", "cancel", "pause", "resume"} <= {entry.action for entry in store.audit.newest()}
+        assert [one.name for one in store.schedules.every()] == ["nightly"]
 
 
 def test_a_time_to_live_leaves_no_byte(fleet: LocalFleet, tmp_path: Path) -> None:

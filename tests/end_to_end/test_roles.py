@@ -16,10 +16,12 @@ from producers.gateway.keys import Caller
 from producers.gateway.routes.page import FOLDER
 from producers.wire.messages import new_id
 from results_store.gateway.api_keys import Role
+from results_store.sql.waiting.schedules import Schedule
 from results_store.store import Store
 from tests.end_to_end.chromium import chromium, tab
 from tests.end_to_end.gateway_server import Served, serving
 from tests.end_to_end.page_jobs import answer, submit
+from tests.integration.test_schedules import submission
 
 #: The kinds of keys: the role, and whether the key sees all tenants.
 KEYS: dict[str, tuple[Role, bool]] = {
@@ -110,11 +112,14 @@ CALLS = {
 
 
 def work_for(store: Store) -> str:
-    """Something for every button: a job that waits, a job with a failed item, a pause, another key and a tenant."""
+    """Something for every button: a job that waits, a job with a failed item, a pause, schedules, a key and a tenant."""
     submit(store, ["x"], name="waits", tenant="ours")
     job, envelope = submit(store, ["x", "y"], name="broken", tenant="ours")
     answer(store, job, envelope, {0: KeyError("no"), 1: "fine"})
     store.pauses.pause("task", "nothing")
+    for name, next_at in (("a-past", None), ("b-next", 1e11), ("c-paused", 1e11)):
+        store.schedules.add(Schedule(name=name, submission=submission("/nowhere"), next_at=next_at))
+    store.schedules.pause("c-paused")
     store.tenants.enrol("ours")
     return job
 
@@ -126,6 +131,7 @@ READY = {
     "#/models": "main td",
     "#/try": "main .try",
     "#/fleet": "[aria-labelledby=h-waiting] td",
+    "#/schedules": "[aria-labelledby=h-schedules] td",
     "#/tenants": "[aria-labelledby=h-keys] td",
     "#/audit": "main td, main .empty:visible",
 }
@@ -135,7 +141,10 @@ def press_all(page: Page, view: str) -> None:
     """Open a view; fill in its forms, press the first button of each name in sight, and agree to whatever it asks."""
     page.goto(f"/?{view.strip('#/')}{view}")  # a load of its own for each view
     expect(page.locator(READY.get(view, ".title .badge:not(:empty)")).first).to_be_visible()
-    found = {button.inner_text(): button for button in reversed(page.locator("main button:enabled").element_handles())}
+    found = {
+        button.inner_text(): button
+        for button in reversed(page.locator("main button:enabled:visible").element_handles())
+    }
     for button in found.values():
         if not button.is_visible():  # or the press before took it away
             continue

@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 TIMEOUT_S = 120
 
+#: The minute for which an input server is away.
+AWAY_S = 60.0
+
 #: The slots of a worker are fewer than the envelopes that wait.
 FILES = """
 [worker]
@@ -44,12 +47,15 @@ kind = "image-classification"
 """
 
 
+def fleet_text(host: Host) -> str:
+    scripted = SCRIPTED[SCRIPTED.index("[models.scripted]") :]
+    return FILES.format(host=host.name).replace('"tests"', f'"{Path(__file__).parents[1]}"') + scripted
+
+
 @pytest.fixture
 def fleet(tmp_path: Path, host: Host) -> Iterator[LocalFleet]:
     """A fleet whose workers are started again when they die."""
-    scripted = SCRIPTED[SCRIPTED.index("[models.scripted]") :]
-    files = FILES.format(host=host.name).replace('"tests"', f'"{Path(__file__).parents[1]}"')
-    with fleet_in(tmp_path, files + scripted, workers_per_device=2) as fleet:
+    with fleet_in(tmp_path, fleet_text(host), workers_per_device=2) as fleet:
         for worker in fleet.workers:
             worker.restarts.longest_wait_s = 0.1
         watching = threading.Thread(target=fleet.watch)
@@ -82,3 +88,23 @@ def test_what_waits_outlives_a_worker_and_holds_up_nobody(fleet: LocalFleet, hos
             status = job.wait(timeout_s=TIMEOUT_S)
             assert (status.succeeded, status.total) == (results, results)
         assert len({(row.seq, row.task) for row in paused.results()}) == 1000
+
+
+def test_an_input_server_that_is_away_for_a_minute_fails_nobody(tmp_path: Path, host: Host) -> None:
+    """With the settings that everybody has; whoever waits for an answer of such an input has it, too."""
+    settings = fleet_text(host)
+    settings = settings.replace("[retry]\nfirst_wait_s = 0.2\nlongest_wait_s = 1.0\n", "")
+    assert "[retry]" not in settings
+    comes = threading.Timer(AWAY_S, host.come)
+    with fleet_in(tmp_path, settings, workers_per_device=2), Client() as client:
+        inputs = [picture(1), *(host.url(f"{number}.png") for number in range(300))]
+        many = client.submit_many("sum", inputs, priority="bulk")
+        lone = client.submit("sum", host.url("lone.png"))
+        until(lambda: many.progress().succeeded == 1)
+        assert (many.progress().done, host.asked) == (1, [])
+        comes.start()
+        assert lone.result(timeout_s=200)
+        status = many.wait(timeout_s=200)
+        assert (status.succeeded, status.failed, status.total) == (301, 0, 301)
+    comes.join()
+    assert {*host.asked} == {*(f"/{number}.png" for number in range(300)), "/lone.png"}

@@ -34,6 +34,7 @@ class Receiver:
         self.came: list[tuple[dict[str, str], bytes]] = []
         self.statuses = [204]
         self.url = ""
+        self.location = ""
         self.on_request: Callable[[], object] = lambda: None
 
     def messages(self) -> list[dict[str, Any]]:
@@ -41,28 +42,31 @@ class Receiver:
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
+def receiving(host: str = "127.0.0.1") -> Iterator[Receiver]:
     receiver = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.do_POST()  # a redirect that is followed
+
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
             receiver.came.append((dict(self.headers), body))
             receiver.on_request()
             status = receiver.statuses[min(len(receiver.came), len(receiver.statuses)) - 1]
             self.send_response(status)
-            if status == 302:
-                self.send_header("location", f"{receiver.url}/elsewhere")
+            if 300 <= status < 400:
+                self.send_header("location", receiver.location or f"{receiver.url}/elsewhere")
             self.send_header("content-length", "0")
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - of http.server
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer((host, 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        receiver.url = f"http://127.0.0.1:{server.server_port}/hook"
+        receiver.url = f"http://{host}:{server.server_port}/hook"
         yield receiver
         server.shutdown()
         thread.join()
@@ -174,6 +178,35 @@ def test_an_end_is_told_until_it_is_taken(caller: httpx.Client, receiver: Receiv
     assert webhook_of(caller, job)["attempts"] == 4
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_to_the_inside_is_not_followed(caller: httpx.Client, receiver: Receiver, status: int) -> None:
+    """Also if the gateway itself may send to private addresses: the sender names the address, not its host."""
+    with receiving() as inside:
+        receiver.location = f"{inside.url}/admin"
+        receiver.statuses = [status, status, 204]
+        job = submitted(caller, receiver.url, ["one"])
+        until(state_is(caller, job, "delivered"))
+        assert (len(receiver.came), inside.came) == (3, [])
+
+
+def test_a_receiver_that_hangs_holds_up_no_other(
+    caller: httpx.Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has four of the places at most, and is told once it answers."""
+    monkeypatch.setattr(webhook_duty, "RETRIES_S", (0.1,) * 1000)
+    answers = threading.Event()
+    with receiving("127.0.0.2") as hanging:
+        hanging.on_request = answers.wait
+        held = [submitted(caller, hanging.url, ["one"]) for _ in range(6)]
+        until(lambda: len(hanging.came) >= webhook_duty.OF_A_HOST)
+        quick = submitted(caller, receiver.url, ["one"])
+        until(state_is(caller, quick, "delivered"))
+        assert {webhook_of(caller, job)["state"] for job in held} <= {"waiting", "retrying"}
+        answers.set()
+        for job in held:
+            until(state_is(caller, job, "delivered"))
+
+
 @pytest.mark.parametrize(("status", "attempts"), [(410, 1), (500, 5)])
 def test_an_end_that_nobody_wants_is_given_up(
     caller: httpx.Client, receiver: Receiver, status: int, attempts: int
@@ -191,6 +224,16 @@ def test_a_receiver_that_is_away_is_tried_again(caller: httpx.Client) -> None:
     job = submitted(caller, gone.url, ["one"])
     until(state_is(caller, job, "given up"))
     assert "cannot be reached" in webhook_of(caller, job)["error"]
+
+
+def test_two_gateways_tell_each_end_once(shared_fleet: LocalFleet, caller: httpx.Client, receiver: Receiver) -> None:
+    """While nothing fails, a receiver has each end from one of them."""
+    secrets = {"webhook_secrets": (SECRET,), "webhook_private": True}
+    with serving(shared_fleet.broker_url, shared_fleet.store_url, **secrets):
+        jobs = [submitted(caller, receiver.url, ["one", "two"]) for _ in range(20)]
+        for job in jobs:
+            until(state_is(caller, job, "delivered"))
+    assert sorted(message["data"]["id"] for message in receiver.messages()) == sorted(jobs)
 
 
 def test_a_job_that_ends_again_is_told_again(served: Served, caller: httpx.Client, receiver: Receiver) -> None:

@@ -602,12 +602,38 @@ def test_a_schedule_is_added_listed_paused_and_removed(cli: Path) -> None:
     assert "no schedule 'nightly'; there are: none" in argosy("remove", "nightly").stderr
 
 
+def test_a_schedule_that_is_not_understood_here_hides_no_other(cli: Path) -> None:
+    """Of a newer version, with a time zone of other tables, or by hand."""
+    assert argosy("add", "nightly", "rows.txt", "-t", "topic", "--cron", "30 2 * * *").exit_code == 0
+    with Store(f"sqlite:///{cli / 'argosy.db'}") as store:
+        good = store.schedules.every()[0].submission
+        for name, changed in (
+            ("mars", good.replace('"30 2 * * *"', '"30 2 * * *","zone":"Mars/One"')),
+            ("newer", good.replace('"rows":', '"v":2,"rows":')),
+            ("no-json", "{"),
+        ):
+            assert store.schedules.add(Schedule(name=name, submission=changed, next_at=None))
+    lines = argosy("list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["mars", "newer", "nightly", "no-json"]
+    assert "'Mars/One' is no time zone here; write a name such as" in lines[0]
+    assert "'newer' has a form that this version does not read: Object contains unknown field `v`" in lines[1]
+    shown = [json.loads(line)["submission"] is None for line in argosy("list", "--json").stdout.splitlines()]
+    assert shown == [False, True, False, True]
+    for name in ("mars", "newer", "no-json"):
+        assert argosy("pause", name).exit_code == 0
+        resumed = argosy("resume", name)  # the times of a newer form may be known
+        assert (resumed.exit_code, resumed.stderr.count("\n")) == (0 if name == "newer" else 1, 1)
+        assert argosy("remove", name).exit_code == 0
+    assert argosy("add", "..", "rows.txt", "-t", "topic", "--cron", "* * * * *").exit_code == 1
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         (("rows.txt", "-t", "topic"), "name the times by --cron, or a single one by --at"),
         (("rows.txt", "-t", "topic", "--cron", "* *"), "cron: '. .' has not five fields"),
         (("rows.txt", "-t", "topic", "--cron", "* * * * *", "--zone", "Mars"), "zone: 'Mars' is no time zone"),
+        (("rows.txt", "-t", "topic", "--at", "2101-01-01T00:00Z", "--zone", "Mars"), "zone: 'Mars' is no time zone"),
         (("rows.txt", "-t", "topic", "--at", "2001-01-01T00:00"), "--at: .* has passed by the store's clock"),
         (("rows.txt", "-t", "topick", "--at", "2101-01-01"), "task: no task 'topick'; did you mean 'topic'"),
         (("-", "-t", "topic", "--at", "2101-01-01"), "standard input is empty when the run is due"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psycopg
 import pytest
 from sqlalchemy import text
 
@@ -43,6 +44,17 @@ def test_the_vectors_of_a_job_are_read_as_described(store: Store) -> None:
         exec(lines, found)
         cursor.close()
     assert found["vectors"].tolist() == [[seq, 0.5] for seq in range(20)]
+
+
+def test_postgresql_makes_numbers_of_a_vector(postgresql_url: str) -> None:
+    """The function in docs/operations.md for pgvector's type; each number is the same to the last bit."""
+    [function] = [block.text for block in blocks(ROOT / "docs" / "operations.md") if block.language == "postgresql"]
+    numbers = numpy.random.default_rng(0).integers(0, 2**32, 2000, "u4").view("<f4")
+    numbers = numpy.append(numbers[numpy.isfinite(numbers)], numpy.array([0.0, -0.5, 1e-45, 3.4028235e38], "<f4"))
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute(function.encode())
+        [[found]] = connection.execute("SELECT argosy_floats(%s)", [numbers.tobytes()]).fetchall()
+    assert numpy.array(found, "<f4").tobytes() == numbers.astype("<f4").tobytes()
 
 
 @pytest.mark.parametrize("query", [sql for _, sql in queries()], ids=[place for place, _ in queries()])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 
+from results_store.gateway.webhooks import DueWebhook
 from results_store.store import Store
-from tests.integration.rows import new_envelope, new_job, result
+from tests.integration.rows import new_envelope, new_job, result, run_together
 
 
 def with_webhook(store: Store, job: str, *, finished: bool = True, host: str = "app.example") -> None:
@@ -49,6 +50,32 @@ def test_many_gateways_share_what_is_due(store: Store, store_url: str) -> None:
     assert sorted(taken) == sorted(set(taken))
     taken += [due.job.id for due in store.webhooks.take(100, 60)]  # what one skipped while another held it
     assert len(taken) == 40
+
+
+def test_two_last_commits_at_once_give_one_end(store: Store, store_url: str) -> None:
+    """Each of two workers stores the last result that it knows of, at the same moment; one end is told, with both."""
+    jobs, both = [f"job{number:02}" for number in range(30)], threading.Barrier(2)
+    told: list[DueWebhook] = []
+    for job in jobs:
+        envelopes = [new_envelope(f"{job}-{number}", job=job) for number in range(2)]
+        store.add_envelopes(envelopes, jobs=[new_job(job)])
+        store.webhooks.add(job, "https://app.example/hook")
+
+    def worker(number: int) -> None:
+        with Store(store_url) as own:
+            for job in jobs:
+                both.wait(30)
+                envelope = f"{job}-{number}"
+                own.commit([result(number, job=job, envelope=envelope)], done=[envelope])
+                told.extend(own.webhooks.take(10, 60))
+
+    run_together(worker, 2)
+    told += store.webhooks.take(100, 60)  # what one skipped while another held it
+    assert sorted(due.job.id for due in told) == jobs
+    assert {(due.job.succeeded, due.job.finished) for due in told} == {(2, True)}
+    for due in told:
+        store.webhooks.told(due, 200)
+    assert store.webhooks.take(100, -1) == []
 
 
 def test_busy_hosts_are_left(store: Store) -> None:

@@ -186,15 +186,15 @@ def _scheduled(publisher: Publisher, store: Store) -> Iterator[Finding]:
     for one in late:
         found = f"its run is {_age(store.now() - (one.next_at or 0.0))} late, and nobody has begun it"
         yield Finding(f"schedule {one.name}", False, found, _unscheduled(one, nodes) or _LEFT)
-    waiting = {one.name for one in late}
+    waiting, last_runs = {one.name for one in late}, store.schedules.last_runs()
     for one in store.schedules.every():
         is_next = nodes and one.next_at is not None and one.paused_at is None and one.name not in waiting
         if is_next and (remedy := _unscheduled(one, nodes)):
             yield Finding(f"schedule {one.name}", False, "no living node may run it", remedy)
-        for run in store.schedules.runs(one.name):
-            if run.state in ("failed", "skipped"):
-                remedy = f"submit the rows by `argosy submit`; `argosy schedule runs {one.name}` lists the runs"
-                yield Finding(f"schedule {one.name}", False, f"its last run {run.state}: {run.error}", remedy)
+        run = last_runs.get(one.name)
+        if run is not None and run.state in ("failed", "skipped"):
+            remedy = f"submit the rows by `argosy submit`; `argosy schedule runs {one.name}` lists the runs"
+            yield Finding(f"schedule {one.name}", False, f"its last run {run.state}: {run.error}", remedy)
 
 
 def _unscheduled(one: Schedule, nodes: Sequence[NodeState]) -> str:

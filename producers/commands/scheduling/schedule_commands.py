@@ -6,7 +6,6 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -111,13 +110,14 @@ def list_(*, as_json: bool) -> None:
     """List the schedules with their next time, and what came of their last run."""
     import msgspec
 
+    from producers.commands.scheduling.schedule_view import schedule_view
+
     with open_store() as store:
-        found = [(one, next(iter(store.schedules.runs(one.name)), None)) for one in store.schedules.every()]
-    for one, last in found:
+        found, last_runs = store.schedules.every(), store.schedules.last_runs()
+    for one in found:
+        last = last_runs.get(one.name)
         if as_json:
-            submission = msgspec.json.decode(one.submission)
-            row = asdict(one) | {"submission": submission, "last_run": None if last is None else asdict(last)}
-            click.echo(msgspec.json.encode(row).decode())
+            click.echo(msgspec.json.encode(schedule_view(one, last)).decode())
         else:
             say("  ".join(_described(one, last)))
     if not found:
@@ -201,6 +201,7 @@ def _timing(cron: str | None, at: str | None, zone: str, now: float) -> Timing:
     if (cron is None) == (at is None):
         raise click.UsageError("name the times by --cron, or a single one by --at")
     timing = Timing(cron=cron, zone=zone) if cron is not None else Timing(zone=zone, at=moment(at or "", zone))
+    timing.check()
     if timing.next_after(now) is None:
         raise click.UsageError(f"--at: {at} has passed by the store's clock; submit it now by `argosy submit`")
     return timing
@@ -225,10 +226,15 @@ def _known(name: str, every: list[Schedule]) -> None:
 
 
 def _described(one: Schedule, last: ScheduleRun | None) -> Iterator[str]:
-    from producers.commands.scheduling.scheduled_run import described
+    from producers.commands.scheduling.scheduled_run import understood
+    from producers.wire.errors import InvalidInput
 
-    found = described(one)
     yield one.name
+    try:
+        found = understood(one)
+    except InvalidInput as error:
+        yield f"{error.problem}; {error.remedy}"
+        return
     yield f"{found.timing.cron or 'once'} {found.timing.zone}"
     yield "paused" if one.paused_at is not None else f"next {_when(one.next_at, found.timing.zone)}"
     yield f"{'+'.join(found.rows.tasks)} of {', '.join(found.rows.where)}"

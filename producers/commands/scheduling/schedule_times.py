@@ -22,8 +22,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     def check(self) -> None:
         """Raise InvalidInput for an expression that cannot be read or has no time, and for an unknown time zone."""
-        if self.at is None:
-            self.next_after(datetime.now(UTC).timestamp())
+        _zone(self.zone)
+        self.next_after(datetime.now(UTC).timestamp())
 
     def next_after(self, at: float) -> float | None:
         """Return the first time after `at`."""
@@ -81,13 +81,29 @@ def moment(text: str, zone: str) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=_zone(zone))).timestamp()
 
 
+#: The errors of a description that this version does not read.
+NOT_READ = (msgspec.MsgspecError, UnicodeError)
+
+
+def unreadable(schedule: Schedule, error: Exception) -> InvalidInput:
+    """Return the error for a schedule whose description this version does not read."""
+    problem = f"{schedule.name!r} has a form that this version does not read: {error}"
+    return InvalidInput("schedule", problem, "use the version that added it, or remove it")
+
+
 class _WithTiming(msgspec.Struct):
     timing: Timing
 
 
 def planned(schedule: Schedule, now: float) -> Planned:
-    """Return what is planned for a schedule at a time of the store's clock: a `results_store` Plan."""
-    timing = msgspec.json.decode(schedule.submission, type=_WithTiming).timing
+    """Return what is planned for a schedule at a time of the store's clock: a `results_store` Plan.
+
+    Raises InvalidInput for a schedule that cannot be understood here.
+    """
+    try:
+        timing = msgspec.json.decode(schedule.submission, type=_WithTiming).timing
+    except NOT_READ as error:
+        raise unreadable(schedule, error) from error
     following = timing.next_after(now)
     if schedule.next_at is None or schedule.next_at > now:
         return Planned(None, following)

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from producers.commands.scheduling.schedule_times import Timing
+from producers.commands.scheduling.schedule_times import NOT_READ, Timing, unreadable
 from producers.commands.submit import SourceOptions, source_of
 from producers.commands.submit_progress import rejecting
 from producers.wire.errors import InvalidInput
@@ -55,6 +55,19 @@ class RunLost(Exception):
 def described(schedule: Schedule) -> ScheduledSubmission:
     """Return the submission of a schedule."""
     return msgspec.json.decode(schedule.submission, type=ScheduledSubmission)
+
+
+def understood(schedule: Schedule) -> ScheduledSubmission:
+    """Return the submission of a schedule.
+
+    Raises InvalidInput for a form of another version, and for times that are none here, such as a time zone's.
+    """
+    try:
+        found = described(schedule)
+    except NOT_READ as error:
+        raise unreadable(schedule, error) from error
+    found.timing.check()
+    return found
 
 
 def run_key(name: str, planned_at: float) -> str:
@@ -119,6 +132,6 @@ def _renewing(client: Client, run: TakenRun) -> Iterator[threading.Event]:
 
 def checked_name(name: str) -> str:
     """Return a valid name of a schedule. Raises InvalidInput."""
-    if not re.fullmatch(r"[\w.@+-]{1,100}", name):
+    if not re.fullmatch(r"[\w.@+-]{1,100}", name) or name in (".", ".."):  # which URLs take for steps
         raise InvalidInput("name", f"{name!r} is no name of a schedule", "use letters, digits and . _ @ + - signs")
     return name

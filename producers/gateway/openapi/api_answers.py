@@ -9,6 +9,7 @@ from results_store.gateway.api_keys import ROLES, ApiKey
 from results_store.records import Batch, Depth, JobStatus, Pause, Result, Tenant
 from results_store.sql.auditing.audit_log import AuditEntry
 from results_store.sql.flight import RecordedDay
+from results_store.sql.waiting.schedules import Schedule, ScheduleRun
 
 _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -79,6 +80,13 @@ KEYS = object_of({"keys": _list(_KEY)})
 MADE_KEY = object_of({**_KEY["properties"], "key": _TEXT})
 TENANTS = object_of({"tenants": _list(object_of({**_row(Tenant), "in_flight": _COUNT}))})
 PAUSES = object_of({"pauses": _list(object_of(_row(Pause)))})
+_RUN = object_of(_row(ScheduleRun))
+_SCHEDULE = object_of(
+    _row(Schedule, "submission")
+    | {"submission": _or_null(_OBJECT), "last_run": _or_null(_RUN), "unread": _or_null(_TEXT)}
+)
+SCHEDULES = object_of({"schedules": _list(_SCHEDULE)})
+SCHEDULE_RUNS = object_of({"runs": _list(_RUN)})
 ACTIVITY = object_of(
     {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}
     | {name: _list(_OBJECT) for name in ("queue", "models", "devices", "recent", "pauses")}

@@ -10,6 +10,7 @@ import { activity, fleet } from "./fleet.js";
 import { job } from "./job.js";
 import { jobs } from "./jobs.js";
 import { models } from "./models.js";
+import { schedules } from "./schedules.js";
 import { tenants } from "./tenants.js";
 import { attempt } from "./try.js";
 import { visible } from "./words.js";
@@ -24,6 +25,7 @@ const VIEWS = [
   [/^#\/failures$/, failures, "Failures", "failures"],
   [/^#\/models$/, models, "Models", "models"],
   [/^#\/try(?:\/([^/]+))?$/, attempt, "Try", "try", "change"],
+  [/^#\/schedules$/, schedules, "Schedules", "schedules", "all-tenants"],
   [/^#\/tenants$/, tenants, "Tenants", "tenants", "all-tenants"],
   [/^#\/audit$/, audit, "Audit", "audit", "all-tenants"],
   [/^/, jobs, "Jobs", "jobs"],

@@ -80,6 +80,10 @@ class ScheduleRun:
     ended_at: float | None
 
 
+#: The columns of a `ScheduleRun`.
+_RUN = [schedule_runs.c[name] for name in ScheduleRun.__dataclass_fields__]
+
+
 class Planned(NamedTuple):
     """The newest time of a schedule that has come, if one has, and the next time."""
 
@@ -153,11 +157,21 @@ class Schedules:
 
     def runs(self, name: str, limit: int = 1) -> list[ScheduleRun]:
         """Return the newest runs of a schedule, newest first."""
-        columns = [schedule_runs.c[field] for field in ScheduleRun.__dataclass_fields__]
-        newest = select(*columns).where(schedule_runs.c.schedule == name)
+        newest = select(*_RUN).where(schedule_runs.c.schedule == name)
         newest = newest.order_by(schedule_runs.c.planned_at.desc()).limit(limit)
         with self._database.read() as connection:
             return [ScheduleRun(**row) for row in connection.execute(newest).mappings()]
+
+    def last_runs(self) -> dict[str, ScheduleRun]:
+        """Return the newest run of each schedule that has one, by the schedule's name."""
+        other = schedule_runs.alias()
+        newest_at = select(func.max(other.c.planned_at)).where(other.c.schedule == schedules.c.name)
+        newest = select(*_RUN).where(
+            schedule_runs.c.schedule == schedules.c.name,
+            schedule_runs.c.planned_at == newest_at.correlate(schedules).scalar_subquery(),
+        )
+        with self._database.read() as connection:
+            return {row["schedule"]: ScheduleRun(**row) for row in connection.execute(newest).mappings()}
 
     def remove(self, name: str, *, by: Actor | None = None) -> bool:
         """Remove a schedule with its runs. Return whether there was one. Jobs that were submitted stay."""
