@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from workers.models.adapters.low_rank import AdapterRows
-    from workers.models.huggingface.exported import Inputs
+    from workers.models.huggingface.exported import Exported, Inputs
 
 #: The transformers class whose output is the backbone's output.
 BACKBONE = "AutoModel"
@@ -61,6 +61,7 @@ class CheckpointNetworks:
         self._adapter_rows: AdapterRows | None = None
         self._shares = False
         self._stand_in: Callable[[Inputs], Any] | None = None
+        self.traced: Exported | None = None
         self.config: Any = None
         self.passes = 0
 
@@ -102,8 +103,12 @@ class CheckpointNetworks:
         """
         from workers.models.huggingface.exported import Exported
 
-        self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where, folder)
+        self.traced = self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where, folder)
         self._backbone = None  # the backend now owns its weights
+
+    def recall(self, network: Callable[[Inputs], Any]) -> None:
+        """Take the backbone's network alone, which was compared with the weights at an earlier load."""
+        self._stand_in, self._shares = network, True
 
     def capture(self) -> None:
         """Capture the part that runs once per batch as CUDA graphs. With adapters, whose rows differ, do nothing."""

@@ -6,7 +6,7 @@ branch is therefore rejected before it serves an item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,6 +60,18 @@ class Exported:
         if problem:
             raise ConfigurationError(f"{where}: {backend.name} gives other outputs for this network: {problem}")
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that the network reads, in their order."""
+        return tuple(self._names)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the output has a name for each tensor, so that it can be made without the original."""
+        return isinstance(self._template, Mapping) and all(
+            name in self._template for name, _ in _leaves(self._template)
+        )
+
     def __call__(self, inputs: Inputs) -> Any:
         """Return the output of the network. The next call may overwrite its tensors."""
         found = self._network({name: inputs[name] for name in self._names})
@@ -76,6 +88,40 @@ class Exported:
             if not alike >= _LEAST_ALIKE:
                 return f"{name} differs (cosine {float(alike):.3f})"
         return ""
+
+
+class Recalled:
+    """A traced network that was compared at an earlier load: its file alone, without the original and its library.
+
+    `inputs` are those of `Exported.inputs`. Its output has the tensors of a flat one (`Exported.is_flat`) by name.
+    """
+
+    def __init__(
+        self, backend: Backend, example: Inputs, inputs: Sequence[str], cache: Path, folder: Path | None
+    ) -> None:
+        """Raises FileNotFoundError if the file is no longer there."""
+        self._names = inputs
+        source = Source(_gone, {name: example[name] for name in inputs}, cache, folder)
+        self._network = build(backend, source, "cpu")
+
+    def __call__(self, inputs: Inputs) -> Output:
+        """Return the output of the network. The next call may overwrite its tensors."""
+        found = self._network({name: inputs[name] for name in self._names})
+        return Output({name.removeprefix(_MARK): tensor for name, tensor in found.items()})
+
+
+class Output(dict[str, torch.Tensor]):
+    """Tensors by name, also as attributes."""
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def _gone() -> nn.Module:
+    raise FileNotFoundError("the network's file is no longer there")
 
 
 class Captured:

@@ -32,6 +32,8 @@ FOR_RANGES = 128
 class _Written(EncoderModel):
     """A model whose network's files lie in its folder instead of the cache."""
 
+    RECALLS = False
+
     def _cache_file(self, example: Inputs) -> Path:
         return self.spec.folder / NETWORK
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from producers.wire.catalogue import Task
-from workers.models.huggingface import token_sequences
+from workers.models.backends.choice import runtimes
+from workers.models.huggingface import token_sequences, tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
+from workers.models.huggingface.checkpoint_networks import BACKBONE
 from workers.models.huggingface.text import (
     answers,
+    compared_network,
     entities,
     label_heads,
     mask_filling,
@@ -22,6 +26,7 @@ from workers.models.huggingface.text import (
     token_block,
     vectors,
 )
+from workers.models.huggingface.text.compared_network import ComparedNetwork
 from workers.models.huggingface.text_head import EncoderOptions, TextHead
 from workers.models.huggingface.token_sequences import Batch, Row
 from workers.models.huggingface.tokenizing import Tokenizing
@@ -142,11 +147,59 @@ class EncoderModel(FolderModel[TextHead]):
 
     _gives_types = False
 
+    #: Whether a load may take the network's file alone, once an earlier one has compared it with the weights.
+    RECALLS: ClassVar[bool] = True
+
+    _earlier: ComparedNetwork | None = None
+
     def load(self, device: str) -> None:
-        self._gives_types = self._tokenizing.check()
+        outcome = self._outcome if device == "cpu" else None
+        self._earlier = compared_network.read(outcome, self._tokenizer_file) if outcome else None
+        self._gives_types = self._earlier.gives_types if self._earlier else self._tokenizing.check()
         super().load(device)
         for task, head in self.heads.items():
             head.adapt(self.networks.network(task))
+        if outcome and (network := self.networks.traced) and network.is_flat:
+            found = ComparedNetwork(
+                inputs=network.inputs,
+                settings=compared_network.settings_of(self.networks.config),
+                gives_types=self._gives_types,
+                tokenizer=str(self._tokenizer_file),
+            )
+            self.loads_lighter = compared_network.keep(outcome, found)
+
+    @property
+    def _outcome(self) -> Path | None:
+        """The file in the cache with the outcome of the comparison with the weights.
+
+        None for a model that has no such comparison, or needs weights beside the network.
+        """
+        backend = self._backend
+        traced = backend.name in ("onnxruntime", "openvino") and not backend.device and self.onnx is None
+        alone = not self.adapters and all(head.auto == BACKBONE for head in self.heads.values())
+        if not (self.RECALLS and traced and alone):
+            return None
+        return self._kept("compared", f"{backend} {runtimes()}")
+
+    @property
+    def _tokenizer_file(self) -> Path:
+        return tokenizer_file.locate(self.checkpoint)
+
+    def _recall(self) -> bool:
+        if self._earlier is None:
+            return False
+        from workers.models.huggingface.exported import Recalled
+
+        self.networks.config = self._earlier.config
+        example, _ = self._examples()
+        try:
+            network = Recalled(
+                self._backend, example, self._earlier.inputs, self._cache_file(example), self.spec.folder
+            )
+        except FileNotFoundError:  # the cache keeps a few networks only
+            return False
+        self.networks.recall(network)
+        return True
 
     @property
     def _counted(self) -> int | None:
