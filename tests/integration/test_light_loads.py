@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_checkpoints as tiny
-from tests.serving import Served
+from tests.serving import Served, assert_alike
 from workers.device import fork_client
 from workers.device.device_client import DeviceEvent, ProcessDevice
 from workers.device.device_process import ModelToLoad
@@ -56,6 +56,26 @@ def test_the_second_load_reads_no_weights(folder: Path, monkeypatch: pytest.Monk
     third = served(folder).load()
     assert third.model.loads_lighter
     assert vectors(third) == vectors(first)
+
+
+@pytest.mark.parametrize("head", ["BertForTokenClassification", "BertForSequenceClassification"])
+def test_a_head_that_is_a_matrix_needs_no_weights_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    """BERT's heads for tokens and for texts read other outputs of the backbone."""
+    folder = tiny.bert(tmp_path / "model", head, num_labels=3)
+    kind = "token-classification" if "Token" in head else "text-classification"
+    asked = {"aggregation_strategy": "none", "ignore_labels": []} if "Token" in head else {"top_k": None}
+    first = Served(folder, {"label": kind}, ONNX).load()
+    assert first.model.loads_lighter
+    monkeypatch.delattr(checkpoint_networks.CheckpointNetworks, "_load")
+    second = Served(folder, {"label": kind}, ONNX).load()
+    assert_alike(second.ask("label", TEXTS, **asked), first.ask("label", TEXTS, **asked), 1e-5)
+
+
+def test_a_head_of_another_kind_is_loaded_with_its_weights(tmp_path: Path) -> None:
+    folder = tiny.distilbert(tmp_path / "model", "DistilBertForSequenceClassification")
+    assert not Served(folder, {"label": "text-classification"}, ONNX).load().model.loads_lighter
 
 
 def test_other_weights_are_compared_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from producers.wire.errors import ConfigurationError
 from workers.models.backends.build import build
@@ -19,6 +20,9 @@ from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import TOKENS, Source
 from workers.models.backends.cuda_graphs import CapturedPasses, bucket, extent
 from workers.models.huggingface.network_calls import accepted, call
+
+#: The weights of a head that is a single matrix, by their names in transformers.
+_WEIGHT, _BIAS = "classifier.weight", "classifier.bias"
 
 #: Named inputs of a pass.
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
@@ -118,6 +122,38 @@ class Output(dict[str, torch.Tensor]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+class LinearHead:
+    """A head that is a matrix over one of the backbone's outputs, such as BERT's for tokens: it needs no class."""
+
+    def __init__(self, feature: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        self.feature, self.weight, self.bias = feature, weight, bias
+
+    def __call__(self, features: Mapping[str, torch.Tensor]) -> Output:
+        """Return the `logits`."""
+        return Output(logits=functional.linear(features[self.feature], self.weight, self.bias))
+
+
+def linear_head(head: Any, features: Mapping[str, torch.Tensor], inputs: Inputs) -> LinearHead | None:
+    """Return what a head of transformers computes as a `LinearHead`, or None if it is of another kind.
+
+    `features` are the backbone's outputs for `inputs`, on which both must agree.
+    """
+    own = head.state_dict()
+    if own.keys() != {_WEIGHT, _BIAS}:
+        return None
+    getattr(head, head.base_model_prefix).output = features
+    with torch.inference_mode():
+        expected = call(head, inputs).get("logits")
+        for name, tensor in features.items():
+            if expected is None or tensor.shape[-1:] != own[_WEIGHT].shape[1:]:
+                continue
+            found = LinearHead(name, own[_WEIGHT], own[_BIAS])
+            logits = found(features).logits
+            if logits.shape == expected.shape and torch.allclose(logits, expected, atol=1e-5):
+                return found
+    return None
 
 
 def _gone() -> nn.Module:

@@ -15,7 +15,6 @@ from workers.models.backends.choice import runtimes
 from workers.models.huggingface import token_sequences, tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
-from workers.models.huggingface.checkpoint_networks import BACKBONE
 from workers.models.huggingface.text import (
     answers,
     compared_network,
@@ -37,7 +36,7 @@ from workers.models.interface.text_block import OF_ITEMS, BlockAnswers, TextBloc
 if TYPE_CHECKING:
     import torch
 
-    from workers.models.huggingface.exported import Inputs
+    from workers.models.huggingface.exported import Exported, Inputs
 
 #: The head of each kind. Zero-shot classification has two heads: see `_head_class`.
 HEADS: Mapping[str, type[TextHead]] = {
@@ -159,25 +158,32 @@ class EncoderModel(FolderModel[TextHead]):
         super().load(device)
         for task, head in self.heads.items():
             head.adapt(self.networks.network(task))
-        if outcome and (network := self.networks.traced) and network.is_flat:
-            found = ComparedNetwork(
-                inputs=network.inputs,
-                settings=compared_network.settings_of(self.networks.config),
-                gives_types=self._gives_types,
-                tokenizer=str(self._tokenizer_file),
-            )
-            self.loads_lighter = compared_network.keep(outcome, found)
+        if outcome and self.networks.traced:
+            self.loads_lighter = self._keep(outcome, self.networks.traced)
+
+    def _keep(self, outcome: Path, network: Exported) -> bool:
+        """Keep the comparison for later loads, if they can do without the weights. Return whether they can."""
+        heads = self.networks.linear_heads(self._examples()[0]) if network.is_flat else None
+        if heads is None:
+            return False
+        found = ComparedNetwork(
+            inputs=network.inputs,
+            heads={task: head.feature for task, head in heads.items()},
+            settings=compared_network.settings_of(self.networks.config),
+            gives_types=self._gives_types,
+            tokenizer=str(self._tokenizer_file),
+        )
+        return compared_network.keep(outcome, found, heads)
 
     @property
     def _outcome(self) -> Path | None:
         """The file in the cache with the outcome of the comparison with the weights.
 
-        None for a model that has no such comparison, or needs weights beside the network.
+        None for a model that has no such comparison.
         """
         backend = self._backend
         traced = backend.name in ("onnxruntime", "openvino") and not backend.device and self.onnx is None
-        alone = not self.adapters and all(head.auto == BACKBONE for head in self.heads.values())
-        if not (self.RECALLS and traced and alone):
+        if not (self.RECALLS and traced) or self.adapters:
             return None
         return self._kept("compared", f"{backend} {runtimes()}")
 
@@ -186,19 +192,19 @@ class EncoderModel(FolderModel[TextHead]):
         return tokenizer_file.locate(self.checkpoint)
 
     def _recall(self) -> bool:
-        if self._earlier is None:
+        if self._earlier is None or self._outcome is None:
             return False
         from workers.models.huggingface.exported import Recalled
 
         self.networks.config = self._earlier.config
         example, _ = self._examples()
         try:
-            network = Recalled(
-                self._backend, example, self._earlier.inputs, self._cache_file(example), self.spec.folder
-            )
+            heads = compared_network.heads(self._outcome, self._earlier)
+            cache = self._cache_file(example)
+            network = Recalled(self._backend, example, self._earlier.inputs, cache, self.spec.folder)
         except FileNotFoundError:  # the cache keeps a few networks only
             return False
-        self.networks.recall(network)
+        self.networks.recall(network, heads)
         return True
 
     @property
