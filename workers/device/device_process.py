@@ -122,9 +122,8 @@ def main(descriptor: int, begun: int | None = None, *, alone: bool = False) -> N
 
 
 def _loads_lighter(models: Collection[Model]) -> bool:
-    """Return whether these models need fewer libraries when they are loaded anew. On torch they need all."""
-    on_torch = any(model.spec.backend.name == "torch" for model in models)
-    return not on_torch and any(model.loads_lighter for model in models) and hasattr(os, "memfd_create")
+    """Return whether one of these models needs fewer libraries when it is loaded anew."""
+    return any(model.loads_lighter for model in models) and hasattr(os, "memfd_create")
 
 
 def _begin_again(descriptor: int, header: Header) -> NoReturn:
