@@ -130,15 +130,23 @@ def _runs(process: psutil.Process, word: str) -> bool:
 
 
 @contextmanager
-def sites_in(folder: Path, *, row_s: float = 0.0, share_load: bool = False) -> Iterator[Sites]:
-    """A running site and centre. An item takes `row_s` seconds at the site."""
+def sites_in(
+    folder: Path, *, row_s: float = 0.0, share_load: bool = False, centre_row_s: float = 0.0, centre_nodes: int = 1
+) -> Iterator[Sites]:
+    """A running site and centre. An item takes `row_s` seconds at the site, and `centre_row_s` at a node of the centre."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name in ("ARGOSY_FLEET", "ARGOSY_BROKER_URL", "ARGOSY_STORE_URL"):
             patch.delenv(name, raising=False)
         site_file, centre_file = folder / "site.toml", folder / "centre.toml"
-        centre_file.write_text(models("the ") + CENTRE, encoding="utf-8")
-        centre = LocalFleet(settings.load(centre_file), folder / "centre", config=centre_file, flower=False)
+        centre_file.write_text(models("the ", centre_row_s) + CENTRE, encoding="utf-8")
+        centre = LocalFleet(
+            settings.load(centre_file),
+            folder / "centre",
+            config=centre_file,
+            flower=False,
+            workers_per_device=centre_nodes,
+        )
         stack.enter_context(centre)
         own = Catalogue.from_toml(centre_file)
         app = create_app(SETTINGS, lambda: AsyncClient(centre.broker_url, centre.store_url, catalogue=own))

@@ -1,6 +1,6 @@
 """A transformers network on a backend that traces it, or with captured passes; inputs and outputs stay the same.
 
-Each time a traced network is loaded, it is compared with the original on another shape. A trace with a fixed shape or
+A traced network is compared with the original on another shape when it is loaded. A trace with a fixed shape or
 branch is therefore rejected before it serves an item.
 """
 
