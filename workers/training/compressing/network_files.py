@@ -1,6 +1,6 @@
 """Write a network for another runtime into the model's folder, from which workers then serve it.
 
-The serving code exports, quantises and compares; the file is checked against torch at each load.
+The serving code exports, quantises and compares; the file is checked against torch (`Exported`).
 """
 
 from __future__ import annotations
