@@ -17,8 +17,7 @@ from workers import settings
 from workers.training import toml_text
 from workers.training.compressing.compression_run import settings_of
 
-#: The site's model of the text task: a variant of `benchmarks.compress`. In int8 it is static: with dynamic ranges, the
-#: answers depend a little on the other texts of a batch, and a worker refuses a model for which that is over 5 %.
+#: The site's model of the text task: a variant of `benchmarks.compress`.
 STUDENT = "student on openvino-int8"
 STUDENTS = ("student", *compress.COMBINED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,9 @@ from producers.wire.edge.cascade_tasks import STAY
 from producers.wire.edge.edge_settings import EdgeTask
 from results_store.edge.edge_spool import EdgeItem
 from results_store.records import QueuedWork
+
+#: Of the time that is left, the site plans for so much: an item may take longer than the recent ones.
+PLANNED = 0.8
 
 #: Of a centre's recent seconds for a batch, the newest count for so much.
 NEWEST = 0.2
@@ -26,6 +30,11 @@ def queued_items(work: Sequence[QueuedWork], model: str, priority: int) -> int:
     return sum(part.items for part in work if part.model == model and part.priority <= priority)
 
 
+def in_time(left_s: float, seconds_per_item: float) -> float:
+    """Return the number of items that the site computes within `left_s`, with time to spare; all if none was seen."""
+    return PLANNED * left_s / seconds_per_item if seconds_per_item > 0 else math.inf
+
+
 class LoadSharing:
     """Judges the groups of a turn. Items that are asked at the site count for those that follow."""
 
@@ -36,9 +45,10 @@ class LoadSharing:
         self._asked: Counter[str] = Counter()
 
     async def shared(self, items: Sequence[EdgeItem], task: EdgeTask) -> list[EdgeItem]:
-        """Return the items of a group that go to the centre: none or, marked ones aside, all of them.
+        """Return the items of a group that go to the centre: those behind the last that the site computes in time.
 
-        All stay while the link is down, while the centre itself would be too late, and without a deadline.
+        Marked items stay, and come first. All stay while the link is down, while the centre itself would be too late,
+        and without a deadline.
         """
         site, first = self._site, items[0]
         leaving = [item for item in items if item.centre is None and not cascade.stays(task, item.params, STAY)]
@@ -52,7 +62,8 @@ class LoadSharing:
             self._work = await site.client.queued_work()
         model = (await site.client.catalogue()).task(task.site or first.task).model
         ahead = queued_items(self._work, model, first.priority) + self._asked[model]
-        if (ahead + len(items)) * self._rates.get(model, 0.0) > left_s:
-            return leaving
-        self._asked[model] += len(items)
-        return []
+        staying = len(items) - len(leaving)
+        room = in_time(left_s, self._rates.get(model, 0.0)) - ahead - staying
+        kept = int(min(max(room, 0), len(leaving)))
+        self._asked[model] += staying + kept
+        return leaving[kept:]

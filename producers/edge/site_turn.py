@@ -84,7 +84,8 @@ class SiteTurn:
         await self._site.ask(lambda store: store.edge.move(shared, EdgeState.WAITING))
         if shared:
             self._site.sends.set()
-        return [item for item in items if item not in shared]
+        gone = {item.seq for item in shared}  # a group is of one envelope and task
+        return [item for item in items if item.seq not in gone]
 
     async def _ask_for(self, items: Sequence[EdgeItem]) -> list[Final]:
         site, first = self._site, items[0]

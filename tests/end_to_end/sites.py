@@ -40,13 +40,14 @@ publish_overdue_s = 2.0
 class = "tests.sure_model:SureModel"
 source = {{ path = "{tests}" }}
 batch_cost = 512
-options = {{ says = "{says}" }}
+options = {{ says = "{says}", row_s = {row_s} }}
 [models.sure.tasks.animal]
 kind = "text-classification"
 """
 
 EDGE = """
 [edge]
+share_load = {sharing}
 site = "harbour"
 centre = "http://127.0.0.1:{port}"
 key_file = "centre.key"
@@ -64,8 +65,8 @@ kind = "text-classification"
 """
 
 
-def models(says: str) -> str:
-    return MODELS.format(tests=Path(__file__).parents[1], says=says)
+def models(says: str, row_s: float = 0.0) -> str:
+    return MODELS.format(tests=Path(__file__).parents[1], says=says, row_s=row_s)
 
 
 def key_for(store_url: str) -> str:
@@ -129,22 +130,31 @@ def _runs(process: psutil.Process, word: str) -> bool:
 
 
 @contextmanager
-def sites_in(folder: Path) -> Iterator[Sites]:
-    """A running site and centre."""
+def sites_in(
+    folder: Path, *, row_s: float = 0.0, share_load: bool = False, centre_row_s: float = 0.0, centre_nodes: int = 1
+) -> Iterator[Sites]:
+    """A running site and centre. An item takes `row_s` seconds at the site, and `centre_row_s` at a node of the centre."""
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name in ("ARGOSY_FLEET", "ARGOSY_BROKER_URL", "ARGOSY_STORE_URL"):
             patch.delenv(name, raising=False)
         site_file, centre_file = folder / "site.toml", folder / "centre.toml"
-        centre_file.write_text(models("the ") + CENTRE, encoding="utf-8")
-        centre = LocalFleet(settings.load(centre_file), folder / "centre", config=centre_file, flower=False)
+        centre_file.write_text(models("the ", centre_row_s) + CENTRE, encoding="utf-8")
+        centre = LocalFleet(
+            settings.load(centre_file),
+            folder / "centre",
+            config=centre_file,
+            flower=False,
+            workers_per_device=centre_nodes,
+        )
         stack.enter_context(centre)
         own = Catalogue.from_toml(centre_file)
         app = create_app(SETTINGS, lambda: AsyncClient(centre.broker_url, centre.store_url, catalogue=own))
         address = stack.enter_context(served(app))
         link = stack.enter_context(SilentLink(to_port(int(address.rpartition(":")[2]))))
         (folder / "centre.key").write_text(key_for(centre.store_url), encoding="utf-8")
-        site_file.write_text(models("") + EDGE.format(port=link.port), encoding="utf-8")
+        site = models("", row_s) + EDGE.format(port=link.port, sharing=str(share_load).lower())
+        site_file.write_text(site, encoding="utf-8")
         environment = {**os.environ, "ARGOSY_HOME": str(folder / "site")}
         edge = stack.enter_context(Edge(site_file, environment))
         where = Connection(environment=environment)

@@ -93,6 +93,15 @@ def test_a_backend_answers_like_torch_whatever_the_shape(folder: Path, backend: 
     np.testing.assert_array_equal(vectors(text_model(folder, backend), texts), vectors(model, texts))
 
 
+def test_int8_answers_do_not_depend_on_the_other_texts_of_a_batch(folder: Path) -> None:
+    """Each token's features have a range of their own: a single range of all would be that of the largest neighbour."""
+    model = text_model(folder, Backend("onnxruntime", "int8"))
+    texts = sample_inputs.texts(12)
+    together = vectors(model, texts)
+    for place, text in enumerate(texts):
+        np.testing.assert_allclose(vectors(model, [text])[0], together[place], atol=1e-5)
+
+
 def test_results_say_what_computed_them(folder: Path) -> None:
     """Two backends of one fleet answer a little differently: a result's revision tells them apart."""
     spec = ModelSpec("text", folder, "1", TASKS, {})

@@ -262,6 +262,27 @@ def test_a_static_network_is_served_from_its_folder(folder: Path, tmp_path: Path
     assert not list((tmp_path / "cache").glob("networks/*.onnx"))
 
 
+def test_a_dynamic_int8_network_serves_texts_beside_others(folder: Path, tmp_path: Path) -> None:
+    """A feature is thirty times as large as the others, in some tokens more than in others: with a single range for all
+    texts of a batch, the worker refused the network, whose answers depended on them.
+    """
+    networks, rows = loaded(folder)
+    for layer in networks.backbone.encoder.layer:
+        layer.intermediate.dense.weight.data[0] *= 30.0
+        layer.output.dense.weight.data[:, 0] /= 30.0
+    networks.save(folder, rows.kinds, tmp_path)
+    own = to_load(tmp_path / "backbone", heads={"topic": str(tmp_path / "heads" / "topic")})
+    network_files.write(own, backend := Backend("onnxruntime", "int8"))
+    found, expected = (
+        [
+            {one["label"]: one["score"] for one in answer}
+            for answer in served(tmp_path, on).ask("topic", TEXTS, top_k=None)
+        ]
+        for on in (backend, REFERENCE)
+    )
+    assert_alike(found, expected, tolerance=0.06)
+
+
 @pytest.mark.benchmarks
 def test_a_network_without_types_of_tokens_is_quantised_too(made: Made, tmp_path: Path) -> None:
     """Its tokenizer gives types, which the network does not read."""

@@ -26,6 +26,7 @@ from producers.edge.departure import Departing, Roots, StaysOnSite, departing
 from producers.edge.escalation import Escalation
 from producers.edge.forwarder import _serve
 from producers.edge.link import KeyRefused, Link, LinkDown, OutgoingBatch
+from producers.edge.load import LoadSharing
 from producers.edge.site import Site
 from producers.edge.site_clock import SiteClock
 from producers.edge.site_turn import SiteTurn
@@ -273,24 +274,27 @@ async def test_a_full_spool_says_what_it_drops(here: Place, when_full: Any, drop
 
 
 def slow(store: Store) -> None:
-    """The site has learned that an item takes a second."""
-    store.commit((), batches=[batch("b0", started_at=store.now(), forward_s=10.0, items=10)])
+    """The site has learned that an item takes ten seconds."""
+    store.commit((), batches=[batch("b0", started_at=store.now(), forward_s=100.0, items=10)])
 
 
 @pytest.mark.parametrize(
     ("link", "deadline_s", "centre_s", "expected"),
     [
-        ("up", 8.0, 1.0, {"asked": 5, "waiting": 15}),
+        ("up", 112.0, 1.0, {"asked": 8, "waiting": 12}),
+        ("up", 5.0, 1.0, {"waiting": 20}),
         ("up", 1000.0, 1.0, {"asked": 20}),
-        ("up", 8.0, 9.0, {"asked": 20}),
-        ("the centre: ConnectError", 8.0, 1.0, {"asked": 20}),
+        ("up", 112.0, 113.0, {"asked": 20}),
+        ("the centre: ConnectError", 112.0, 1.0, {"asked": 20}),
     ],
 )
 @looped
-async def test_whole_batches_go_to_the_centre_before_they_are_late(
+async def test_the_centre_gets_the_part_of_an_envelope_that_would_be_late(
     here: Place, link: str, deadline_s: float, centre_s: float, expected: dict[str, int]
 ) -> None:
-    """By the learned seconds of the site's queue. A centre that is away or busy leaves the site more."""
+    """By the learned seconds of the site's queue, with a fifth of the time to spare. A centre that is away or busy leaves
+    the site more.
+    """
     slow(here.store)
     async with forwarder(here, edge(share_load=True)) as own:
         own.site.link_state, own.site.centre_s = link, centre_s
@@ -312,8 +316,8 @@ async def test_a_shared_item_that_the_centre_does_not_take_is_answered_by_the_si
     async with forwarder(here, settings, key_for(there.url)) as own:
         own.site.link_state = "up"
         texts = [NewItem(f"text {n}", params={"stay_on_site": n == 100}) for n in range(200)]
-        job = await own.asked(texts, deadline_s=100)
-        assert states(here.store) == {"asked": 73, "waiting": 127}  # envelopes have 64 items
+        job = await own.asked(texts, deadline_s=1255)
+        assert states(here.store) == {"asked": 100, "waiting": 100}
         for _ in range(4):
             while await own.escalation._send():
                 pass
@@ -323,6 +327,41 @@ async def test_a_shared_item_that_the_centre_does_not_take_is_answered_by_the_si
     found = notes(here.store, job)
     assert found.pop(100) == {"by": "site", "why": "stays-on-site"}
     assert [note["why"] for note in found] == ["centre-refused"] * 199
+
+
+@looped
+async def test_an_envelope_whose_split_was_interrupted_is_computed_once(
+    here: Place, there: Place, centre_url: str
+) -> None:
+    """The process dies when a part has left and the rest was not asked: one job, whose results are each there once."""
+    slow(here.store)
+    settings, key = edge(centre_url, share_load=True), key_for(there.url)
+    async with forwarder(here, settings, key) as first:
+        first.site.link_state = "up"
+        job = await first.programs.submit_many("sentiment", [f"text {n}" for n in range(20)], deadline_s=112)
+        await first.take_in()
+        await first.turn._keeping(here.store.edge.items(EdgeState.NEW), LoadSharing(first.site))
+        assert states(here.store) == {"new": 8, "waiting": 12}
+
+    async with forwarder(here, settings, key) as second:
+        running = asyncio.create_task(second.escalation.run())
+        await second.intake.resume()
+        await second.turn.turn()
+        assert here.answer(lambda item: 0.9) == [f"text {n}" for n in range(8)]
+        await asyncio.to_thread(until, lambda: states(here.store).get("sent") == 12)
+        assert there.answer(lambda item: 0.9, "positive") == [f"text {n}" for n in range(8, 20)]
+        await asyncio.to_thread(until, lambda: states(here.store).get("answered") == 12)
+        await second.turn.turn()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    rows = here.store.results(job.id)
+    assert [(row.seq, row.output[0]["label"]) for row in rows] == [
+        (n, "negative" if n < 8 else "positive") for n in range(20)
+    ]
+    assert {note["why"] for note in notes(here.store, job.id)} == {"confident", "load"}
+    status = here.store.job(job.id)
+    assert (status.total, status.succeeded, status.finished) == (20, 20, True)
 
 
 @looped

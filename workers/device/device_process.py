@@ -18,11 +18,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import msgspec
 
@@ -38,6 +38,9 @@ from workers.models.interface import class_lookup, returned
 from workers.models.interface.model import Arrays, Model, ModelSpec
 
 logger = logging.getLogger(__name__)
+
+#: The program of a device process in a new Python; its argument is the descriptor of its socket.
+PROGRAM: Final = (sys.executable, "-m", "workers.device.device_process")
 
 #: Frames of the parent that wait here: by urgency, then by arrival. No two numbers are equal.
 Frames: TypeAlias = "queue.PriorityQueue[tuple[int, int, Header, Arrays]]"
@@ -83,15 +86,18 @@ def log_as_the_worker() -> None:
         logging.getLogger().handlers[0].setFormatter(JsonLines())
 
 
-def main(descriptor: int) -> None:
-    """Serve the parent at the other end of a socket."""
+def main(descriptor: int, begun: int | None = None, *, alone: bool = False) -> None:
+    """Serve the parent at the other end of a socket.
+
+    `alone` says that the process shares no libraries with others. `begun` is the descriptor of `_begin_again`.
+    """
     sock = socket.socket(fileno=descriptor)
     frames: Frames = queue.PriorityQueue()
     numbers = itertools.count()
     # reading goes on during computation, so that the next batch is already here when this one is done
     reader = threading.Thread(target=_read_frames, args=(sock, frames, numbers), name="argosy frames", daemon=True)
     reader.start()
-    _, _, header, _ = frames.get()
+    header = frames.get()[2] if begun is None else _begun(begun)
     device = header["device"]
     accelerator.set_up(device)
 
@@ -105,11 +111,39 @@ def main(descriptor: int) -> None:
         why = _described(failed.__cause__ or failed)
         transfer.send(sock, {"event": "unloadable", **why, "loads": str(failed)})
         return
+    if alone and begun is None and _loads_lighter(loaded.models.values()):
+        _begin_again(descriptor, header)
     if device == "cpu":
+        device_memory.give_back(device)
         _step_back(reader)
     ready = {"event": "ready", "resident_bytes": device_memory.resident_bytes(device)}
     transfer.send(sock, {**ready, "libraries": libraries.imported()})
     _serve(sock, frames, loaded, device)
+
+
+def _loads_lighter(models: Collection[Model]) -> bool:
+    """Return whether one of these models needs fewer libraries when it is loaded anew."""
+    return any(model.loads_lighter for model in models) and hasattr(os, "memfd_create")
+
+
+def _begin_again(descriptor: int, header: Header) -> NoReturn:
+    """Load once more, in the same process with a new Python: the libraries that only a first load needs are then gone.
+
+    They are most of the memory of a small model's process. The parent sends nothing between *load* and *ready*.
+    """
+    begun = os.memfd_create("load", 0)
+    with os.fdopen(begun, "wb", closefd=False) as file:
+        file.write(msgspec.msgpack.encode(header))
+    os.set_inheritable(descriptor, True)
+    os.execve(sys.executable, [*PROGRAM, str(descriptor), str(begun)], dict(os.environ))  # noqa: S606 - our own module
+
+
+def _begun(descriptor: int) -> Header:
+    """Return the frame of `_begin_again`."""
+    with os.fdopen(descriptor, "rb") as file:
+        file.seek(0)
+        header: Header = msgspec.msgpack.decode(file.read())
+    return header
 
 
 def _step_back(reader: threading.Thread) -> None:
@@ -215,4 +249,4 @@ def _traceback(error: BaseException) -> str:
 
 if __name__ == "__main__":
     log_as_the_worker()
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]), alone=True)

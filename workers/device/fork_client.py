@@ -16,10 +16,13 @@ from typing import Final, Protocol
 
 import msgspec
 
-from workers.device.fork_server import MESSAGE_BYTES, PROGRAM, ForkReport, ForkRequest
+from workers.device.device_process import PROGRAM
+from workers.device.fork_server import MESSAGE_BYTES, ForkReport, ForkRequest
 
-#: The variable with the socket of a fleet's fork server. Without it a worker has its own server.
+#: The variable with the socket of a fleet's fork server. Without it a worker has its own server; with `NONE`, none, and
+#: device processes are new Pythons.
 VARIABLE: Final = "ARGOSY_FORK_SERVER"
+NONE: Final = "none"
 
 #: The most seconds between the end of a process's socket and the report that the process has begun.
 FIRST_REPORT_S = 1.0
@@ -161,7 +164,7 @@ class ForkServerClient:
         """Start a device process with `device` as its socket. Raises OSError if the system gives no process,
         descriptor or memory.
         """
-        if not can_fork():
+        if not can_fork() or os.environ.get(VARIABLE) == NONE:
             return SpawnedProcess(device, environment)
         with ExitStack() as files:
             reports, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -31,9 +31,6 @@ import numpy as np
 from workers.device import device_process, libraries
 
 logger = logging.getLogger(__name__)
-
-#: The program of a device process in a new Python; its argument is the descriptor of its socket.
-PROGRAM: Final = (sys.executable, "-m", "workers.device.device_process")
 
 #: The most bytes of a request or a report.
 MESSAGE_BYTES = 2**20
@@ -167,7 +164,8 @@ class ForkServer:
             os.environ.update(request.environment)
             if not clean or _has_used_gpu():
                 os.set_inheritable(own, True)
-                os.execve(sys.executable, [*PROGRAM, str(own)], dict(os.environ))  # noqa: S606 - our own module
+                program = [*device_process.PROGRAM, str(own)]
+                os.execve(sys.executable, program, dict(os.environ))  # noqa: S606 - our own module
             _begin(request)
             device_process.main(own)
             code = 0

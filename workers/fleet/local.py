@@ -52,6 +52,10 @@ FLOWER = {
 #: The most bytes of the path of a Unix socket. In a folder with a longer one, each worker has a fork server of its own.
 LONGEST_SOCKET = 107
 
+#: A site is a small machine: one worker shares a fork server with nobody, and threads that have an arena of memory of
+#: their own keep what they free (docs/decisions/0062-small-sites.md).
+SMALL = {fork_client.VARIABLE: fork_client.NONE, "MALLOC_ARENA_MAX": "1"}
+
 #: The starts of a worker, one after the other, before the start of the fleet fails.
 WORKER_STARTS = 3
 
@@ -268,7 +272,9 @@ class LocalFleet:
             environment["ARGOSY_FLEET"] = self._config
         for unwanted in ("ARGOSY_BROKER_PASSWORD_FILE", "ARGOSY_STORE_PASSWORD_FILE"):
             environment.pop(unwanted, None)  # the URLs above are complete
-        if fork_client.can_fork() and len(os.fsencode(self._fork_socket)) <= LONGEST_SOCKET:
+        if self._with_forwarder:
+            environment |= SMALL
+        elif fork_client.can_fork() and len(os.fsencode(self._fork_socket)) <= LONGEST_SOCKET:
             self.services.append(self._fork_server(environment))
         for device in devices.select(self.settings.worker.profile, self.settings.worker.devices):
             for number in range(self._workers_per_device):

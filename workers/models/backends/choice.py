@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -86,3 +88,13 @@ def require(backend: Backend) -> None:
 def named_devices(device: str) -> list[str]:
     """Return the devices in a name of OpenVINO's: both of "HETERO:GPU,CPU", and none of "AUTO" alone."""
     return [] if device == "AUTO" else device.rpartition(":")[2].split(",")
+
+
+def runtimes() -> list[str]:
+    """Return the installed packages of the other runtimes with their versions: ONNX Runtime's has several names."""
+    names = ("openvino", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
+    found: list[str] = []
+    for name in names:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return found

@@ -109,8 +109,13 @@ def _export(source: Source, file: Path) -> None:
 
 
 def _quantised(file: Path) -> Path:
-    """Return the model with int8 weights in its matrix products, with a scale for each channel."""
+    """Return the model with int8 weights in its matrix products, with a scale for each channel, and int8 activations
+    with a scale for each row.
+    """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    from workers.models.backends import row_ranges
 
     made = file.with_suffix(".int8.onnx")
     logger = logging.getLogger()
@@ -127,4 +132,7 @@ def _quantised(file: Path) -> Path:
         )
     finally:
         logger.setLevel(level)
+    model = onnx.load(made)
+    row_ranges.give(model.graph)
+    onnx.save(model, made)
     return made

@@ -5,6 +5,7 @@ for this CPU, or for the devices of the backend.
 from __future__ import annotations
 
 import logging
+import mmap
 import re
 import sys
 import warnings
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 # OpenVINO's converter sends telemetry about each model unless the user has opted out; without the module
 # `openvino_telemetry` it uses a stub. A user's class that imports OpenVINO before this line is not covered.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None is how Python says "not to be imported"
+
+#: The operators of networks that find the ranges of activations at run time.
+_AT_RUN_TIME = (b"DynamicQuantize", b"MatMulInteger", b"ConvInteger")
 
 #: The precision of each layer, of those that are not quantised for int8.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -100,11 +104,12 @@ def _file(backend: Backend, source: Source) -> Path:
 
 
 def _is_static(file: Path) -> bool:
-    """Whether the ranges of a network's activations are part of its file."""
-    import onnx
+    """Whether the ranges of a network's activations are part of its file.
 
-    nodes = onnx.load(file, load_external_data=False).graph.node
-    return not any(node.op_type.startswith("DynamicQuantize") for node in nodes)
+    Its operators are looked for as words: the package that reads such files takes more memory than a small network.
+    """
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return all(content.find(operator) < 0 for operator in _AT_RUN_TIME)
 
 
 def _export(source: Source, file: Path) -> None:

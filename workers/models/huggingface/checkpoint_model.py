@@ -19,6 +19,7 @@ from producers.wire.atomic_files import atomically
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.adapters.lora_folder import Adapter
+from workers.models.backends import choice
 from workers.models.backends.choice import REFERENCE, Backend
 from workers.models.huggingface import trial
 from workers.models.huggingface.checkpoint import AdaptedCheckpoint, Checkpoint
@@ -218,6 +219,8 @@ class FolderModel(Model, Generic[H]):
         if self.onnx is not None:
             self._loaded.give(self._given(self.onnx, backend))
             return
+        if self._recall():
+            return
         self._loaded.load()
         if backend.name == "torch":
             if on_gpu and self.PADDABLE:
@@ -225,6 +228,12 @@ class FolderModel(Model, Generic[H]):
         else:
             example, other = self._examples()
             self._loaded.export(example, other, self._cache_file(example), self.spec.folder)
+
+    def _recall(self) -> bool:
+        """Load the network of an earlier load, which was compared with the weights, without these. Return whether there
+        is one.
+        """
+        return False
 
     def _given(self, file: OnnxFile, backend: Backend) -> GivenNetwork:
         from workers.models.huggingface.onnx_source.given_network import GivenNetwork
@@ -291,7 +300,7 @@ class FolderModel(Model, Generic[H]):
         autos = sorted({(str(head.checkpoint.folder), head.auto) for head in self.heads.values()})
         told = repr((self._weights, str(self.spec.folder), autos, made_by, further))
         digest = hashlib.blake2b(told.encode(), digest_size=8)
-        for code in sorted(Path(__file__).parent.rglob("*.py")):
+        for code in sorted((*Path(__file__).parent.rglob("*.py"), *Path(choice.__file__).parent.glob("*.py"))):
             digest.update(code.read_bytes())
         return model_source.cache_folder() / folder / f"{self.spec.name}-{digest.hexdigest()}"
 

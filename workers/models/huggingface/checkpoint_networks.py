@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from workers.models.adapters.low_rank import AdapterRows
-    from workers.models.huggingface.exported import Inputs
+    from workers.models.huggingface.exported import Exported, Inputs, LinearHead
 
 #: The transformers class whose output is the backbone's output.
 BACKBONE = "AutoModel"
@@ -61,6 +61,7 @@ class CheckpointNetworks:
         self._adapter_rows: AdapterRows | None = None
         self._shares = False
         self._stand_in: Callable[[Inputs], Any] | None = None
+        self.traced: Exported | None = None
         self.config: Any = None
         self.passes = 0
 
@@ -102,8 +103,28 @@ class CheckpointNetworks:
         """
         from workers.models.huggingface.exported import Exported
 
-        self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where, folder)
+        self.traced = self._stand_in = Exported(self._first, self._backend, example, other, cache, self._where, folder)
         self._backbone = None  # the backend now owns its weights
+
+    def linear_heads(self, inputs: Inputs) -> dict[str, LinearHead] | None:
+        """Return the transformers heads of a traced backbone by task, or None if one is more than a matrix."""
+        from workers.models.huggingface.exported import linear_head
+
+        assert self.traced is not None
+        features = self.traced(inputs)
+        found: dict[str, LinearHead] = {}
+        for task, wanted in self._wanted.items():
+            if wanted.auto != BACKBONE:
+                head = linear_head(self._heads[wanted], features, inputs)
+                if head is None:
+                    return None
+                found[task] = head
+        return found
+
+    def recall(self, network: Callable[[Inputs], Any], heads: Mapping[str, LinearHead]) -> None:
+        """Take the backbone's network, which an earlier load has compared with the weights, and its heads."""
+        self._stand_in, self._shares = network, True
+        self._heads = {self._wanted[task]: head for task, head in heads.items()}
 
     def capture(self) -> None:
         """Capture the part that runs once per batch as CUDA graphs. With adapters, whose rows differ, do nothing."""
@@ -167,6 +188,8 @@ class CheckpointNetworks:
         if wanted.auto == BACKBONE:
             return chosen
         head = self._heads[wanted]
+        if not hasattr(head, "base_model_prefix"):  # a matrix of an earlier load
+            return head(chosen)
         getattr(head, head.base_model_prefix).output = chosen
         return call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
 

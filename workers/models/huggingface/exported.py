@@ -1,17 +1,18 @@
 """A transformers network on a backend that traces it, or with captured passes; inputs and outputs stay the same.
 
-Each time a traced network is loaded, it is compared with the original on another shape. A trace with a fixed shape or
+A traced network is compared with the original on another shape when it is loaded. A trace with a fixed shape or
 branch is therefore rejected before it serves an item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from producers.wire.errors import ConfigurationError
 from workers.models.backends.build import build
@@ -19,6 +20,9 @@ from workers.models.backends.choice import Backend
 from workers.models.backends.compiled_network import TOKENS, Source
 from workers.models.backends.cuda_graphs import CapturedPasses, bucket, extent
 from workers.models.huggingface.network_calls import accepted, call
+
+#: The weights of a head that is a single matrix, by their names in transformers.
+_WEIGHT, _BIAS = "classifier.weight", "classifier.bias"
 
 #: Named inputs of a pass.
 Inputs: TypeAlias = Mapping[str, torch.Tensor]
@@ -60,6 +64,18 @@ class Exported:
         if problem:
             raise ConfigurationError(f"{where}: {backend.name} gives other outputs for this network: {problem}")
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that the network reads, in their order."""
+        return tuple(self._names)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the output has a name for each tensor, so that it can be made without the original."""
+        return isinstance(self._template, Mapping) and all(
+            name in self._template for name, _ in _leaves(self._template)
+        )
+
     def __call__(self, inputs: Inputs) -> Any:
         """Return the output of the network. The next call may overwrite its tensors."""
         found = self._network({name: inputs[name] for name in self._names})
@@ -76,6 +92,72 @@ class Exported:
             if not alike >= _LEAST_ALIKE:
                 return f"{name} differs (cosine {float(alike):.3f})"
         return ""
+
+
+class Recalled:
+    """A traced network that was compared at an earlier load: its file alone, without the original and its library.
+
+    `inputs` are those of `Exported.inputs`. Its output has the tensors of a flat one (`Exported.is_flat`) by name.
+    """
+
+    def __init__(
+        self, backend: Backend, example: Inputs, inputs: Sequence[str], cache: Path, folder: Path | None
+    ) -> None:
+        """Raises FileNotFoundError if the file is no longer there."""
+        self._names = inputs
+        source = Source(_gone, {name: example[name] for name in inputs}, cache, folder)
+        self._network = build(backend, source, "cpu")
+
+    def __call__(self, inputs: Inputs) -> Output:
+        """Return the output of the network. The next call may overwrite its tensors."""
+        found = self._network({name: inputs[name] for name in self._names})
+        return Output({name.removeprefix(_MARK): tensor for name, tensor in found.items()})
+
+
+class Output(dict[str, torch.Tensor]):
+    """Tensors by name, also as attributes."""
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class LinearHead:
+    """A head that is a matrix over one of the backbone's outputs, such as BERT's for tokens: it needs no class."""
+
+    def __init__(self, feature: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        self.feature, self.weight, self.bias = feature, weight, bias
+
+    def __call__(self, features: Mapping[str, torch.Tensor]) -> Output:
+        """Return the `logits`."""
+        return Output(logits=functional.linear(features[self.feature], self.weight, self.bias))
+
+
+def linear_head(head: Any, features: Mapping[str, torch.Tensor], inputs: Inputs) -> LinearHead | None:
+    """Return what a head of transformers computes as a `LinearHead`, or None if it is of another kind.
+
+    `features` are the backbone's outputs for `inputs`, on which both must agree.
+    """
+    own = head.state_dict()
+    if own.keys() != {_WEIGHT, _BIAS}:
+        return None
+    getattr(head, head.base_model_prefix).output = features
+    with torch.inference_mode():
+        expected = call(head, inputs).get("logits")
+        for name, tensor in features.items():
+            if expected is None or tensor.shape[-1:] != own[_WEIGHT].shape[1:]:
+                continue
+            found = LinearHead(name, own[_WEIGHT], own[_BIAS])
+            logits = found(features).logits
+            if logits.shape == expected.shape and torch.allclose(logits, expected, atol=1e-5):
+                return found
+    return None
+
+
+def _gone() -> nn.Module:
+    raise FileNotFoundError("the network's file is no longer there")
 
 
 class Captured:

@@ -63,7 +63,8 @@ def run(model: Model, where: str, *, compared: bool, fp32: bool) -> None:
             difference = _difference(output[0], together[task][place])
             if difference > _MARGINS[fp32]:
                 problem = f"the answers of {task!r} depend on the other inputs of a batch (by {difference:.2g})"
-                raise DependsOnNeighbours(f"{where}: {problem}, which is not served; use another checkpoint")
+                remedy = "use another checkpoint" if fp32 else 'use "fp32", or compress it again (docs/compression.md)'
+                raise DependsOnNeighbours(f"{where}: {problem}, which is not served; {remedy}")
 
 
 def compare(model: Model, other: Model, file: str, precision: str) -> None:

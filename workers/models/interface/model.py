@@ -143,6 +143,9 @@ class Model(PreviousForm, ABC):
     #: Rows of the last batch that skipped the backbone because their features were cached.
     cached_rows: int = 0
 
+    #: Whether a process that loads the model anew needs fewer libraries than this load, which made or compared a file.
+    loads_lighter: bool = False
+
     def __init__(self, spec: ModelSpec) -> None:
         where = f"models.{spec.name}"
         self.spec = spec

@@ -200,6 +200,7 @@ def _load(wanted: ModelToLoad, items: Sequence[Item]) -> int:
     trials = [Trial(item, own) for item, own in zip(items, prepared, strict=True)]
     before = device_memory.resident_bytes("cpu")
     model.load("cpu")
+    model.try_out()  # a worker does, too: a model that it would refuse is no result
     chosen = list(by_size([own.size for own in prepared], BATCH_COST))
     _State.model, _State.batches = model, [[trials[place] for place in own] for own in chosen]
     _State.places = [place for own in chosen for place in own]

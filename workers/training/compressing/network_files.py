@@ -1,6 +1,6 @@
 """Write a network for another runtime into the model's folder, from which workers then serve it.
 
-The serving code exports, quantises and compares; the file is checked against torch at each load.
+The serving code exports, quantises and compares; the file is checked against torch (`Exported`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FOR_RANGES = 128
 
 class _Written(EncoderModel):
     """A model whose network's files lie in its folder instead of the cache."""
+
+    RECALLS = False
 
     def _cache_file(self, example: Inputs) -> Path:
         return self.spec.folder / NETWORK

@@ -16,6 +16,7 @@ import numpy as np
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError
+from workers.models.backends import choice
 from workers.models.built_in.multitask import feature_cache
 from workers.models.built_in.multitask.feature_cache import FeatureCache
 from workers.models.interface.model import CONTENTS, SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
@@ -88,8 +89,13 @@ class MultiTaskModel(Model):
         self._device = device
         self._load(device)
         example = {name: torch.from_numpy(array) for name, array in self._example().items()}
-        source = compiled_network.Source(self._network, example, self._cache_file())
+        source = compiled_network.Source(self._traced, example, self._cache_file())
         self._backbone = build.build(self.spec.backend, source, device)
+
+    def _traced(self) -> torch.nn.Module:
+        """Return the backbone for a backend. Others than torch ask for it once, and keep a file."""
+        self.loads_lighter = self.spec.backend.name != "torch"
+        return self._network()
 
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> Features:
         """Run the backbone. The next call may overwrite the result."""
@@ -150,7 +156,8 @@ class MultiTaskModel(Model):
 
     def _cache_file(self) -> Path:
         """Return the path of a backend's compiled network; other weights, code or libraries give another path."""
-        code = [*sorted(Path(__file__).parents[1].rglob("*_network.py")), Path(inspect.getfile(type(self)))]
+        networks = (*Path(__file__).parents[1].rglob("*_network.py"), *Path(choice.__file__).parent.glob("*.py"))
+        code = [*sorted(networks), Path(inspect.getfile(type(self)))]
         made_by = [importlib.metadata.version(package) for package in ("torch", "transformers")]
         digest = hashlib.blake2b(repr((self._weights, made_by)).encode(), digest_size=8)
         for file in code:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
 from producers.wire.catalogue import Task
-from workers.models.huggingface import token_sequences
+from workers.models.backends.choice import runtimes
+from workers.models.huggingface import token_sequences, tokenizer_file
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
 from workers.models.huggingface.text import (
     answers,
+    compared_network,
     entities,
     label_heads,
     mask_filling,
@@ -22,6 +25,7 @@ from workers.models.huggingface.text import (
     token_block,
     vectors,
 )
+from workers.models.huggingface.text.compared_network import ComparedNetwork
 from workers.models.huggingface.text_head import EncoderOptions, TextHead
 from workers.models.huggingface.token_sequences import Batch, Row
 from workers.models.huggingface.tokenizing import Tokenizing
@@ -32,7 +36,7 @@ from workers.models.interface.text_block import OF_ITEMS, BlockAnswers, TextBloc
 if TYPE_CHECKING:
     import torch
 
-    from workers.models.huggingface.exported import Inputs
+    from workers.models.huggingface.exported import Exported, Inputs
 
 #: The head of each kind. Zero-shot classification has two heads: see `_head_class`.
 HEADS: Mapping[str, type[TextHead]] = {
@@ -142,11 +146,66 @@ class EncoderModel(FolderModel[TextHead]):
 
     _gives_types = False
 
+    #: Whether a load may take the network's file alone, once an earlier one has compared it with the weights.
+    RECALLS: ClassVar[bool] = True
+
+    _earlier: ComparedNetwork | None = None
+
     def load(self, device: str) -> None:
-        self._gives_types = self._tokenizing.check()
+        outcome = self._outcome if device == "cpu" else None
+        self._earlier = compared_network.read(outcome, self._tokenizer_file) if outcome else None
+        self._gives_types = self._earlier.gives_types if self._earlier else self._tokenizing.check()
         super().load(device)
         for task, head in self.heads.items():
             head.adapt(self.networks.network(task))
+        if outcome and self.networks.traced:
+            self.loads_lighter = self._keep(outcome, self.networks.traced)
+
+    def _keep(self, outcome: Path, network: Exported) -> bool:
+        """Keep the comparison for later loads, if they can do without the weights. Return whether they can."""
+        heads = self.networks.linear_heads(self._examples()[0]) if network.is_flat else None
+        if heads is None:
+            return False
+        found = ComparedNetwork(
+            inputs=network.inputs,
+            heads={task: head.feature for task, head in heads.items()},
+            settings=compared_network.settings_of(self.networks.config),
+            gives_types=self._gives_types,
+            tokenizer=str(self._tokenizer_file),
+        )
+        return compared_network.keep(outcome, found, heads)
+
+    @property
+    def _outcome(self) -> Path | None:
+        """The file in the cache with the outcome of the comparison with the weights.
+
+        None for a model that has no such comparison.
+        """
+        backend = self._backend
+        traced = backend.name in ("onnxruntime", "openvino") and not backend.device and self.onnx is None
+        if not (self.RECALLS and traced) or self.adapters:
+            return None
+        return self._kept("compared", f"{backend} {runtimes()}")
+
+    @property
+    def _tokenizer_file(self) -> Path:
+        return tokenizer_file.locate(self.checkpoint)
+
+    def _recall(self) -> bool:
+        if self._earlier is None or self._outcome is None:
+            return False
+        from workers.models.huggingface.exported import Recalled
+
+        self.networks.config = self._earlier.config
+        example, _ = self._examples()
+        try:
+            heads = compared_network.heads(self._outcome, self._earlier)
+            cache = self._cache_file(example)
+            network = Recalled(self._backend, example, self._earlier.inputs, cache, self.spec.folder)
+        except FileNotFoundError:  # the cache keeps a few networks only
+            return False
+        self.networks.recall(network, heads)
+        return True
 
     @property
     def _counted(self) -> int | None:
