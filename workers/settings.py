@@ -76,7 +76,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     their results have succeeded. `trainings` are the folders of the recipes that this node trains as jobs of the fleet
     (none named: it takes no trainings). `schedules` are the folders and the beginnings of URLs (``s3://logs/``) from
     which this node submits by the clock (none named: it runs no schedules).
-    their results have succeeded. Entries of the audit log are deleted after `audit_days`.
+    Entries of the audit log are deleted after `audit_days`.
     """
 
     profile: Literal["auto", "cpu", "gpu"] = "auto"
@@ -109,9 +109,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def __post_init__(self) -> None:
         _ = self.memory_budget_bytes
-        if any(not folder.strip() for folder in self.trainings):
-            raise ValueError("`trainings` has an empty path; name a folder, or leave it out")
-        AllowedPlaces(self.schedules).check()
+        AllowedPlaces(self.trainings).check("trainings", urls=False)
+        AllowedPlaces(self.schedules).check("schedules")
         if not 1 <= self.concurrency <= 1024:
             raise ValueError("`concurrency` must be 1 to 1024")
         if not 0 <= self.bulk_share <= 0.9:  # the rest is for aged and for more urgent items

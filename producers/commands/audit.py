@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--since", "since_s", type=Duration(), help="Only entries of this time until now: 12h, 30d, 8w.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per entry, for programs.")
 def audit(text: str, *, limit: int, since_s: float | None, as_json: bool) -> None:
-    """List what operators and members changed, newest first: who, when, from where.
+    """List the changes of operators and members, newest first: who, when, from where.
 
     These are pauses, cancellations, replays, purges, priorities, schedules, keys, tenants and reloads of models, from
     the page, over HTTP and by commands. TEXT limits them to entries with this text in their action, subject, tenant

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from producers.commands.operate import Duration
+from producers.commands.operate import Duration, open_store
 from producers.wire.command_line import console
 from producers.wire.messages import Priority
 
@@ -137,10 +137,7 @@ def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> N
     argosy batches --last 15m --once
     argosy batches --json | jq .waste
     """
-    from producers.wire.connection import Connection
-    from results_store.store import Store
-
-    with Store(Connection().store_url) as store:
+    with open_store() as store:
         window = Window(last_s, model)
 
         def look() -> Figures:

@@ -16,7 +16,7 @@ from producers.commands.audit import audit
 from producers.commands.batch_figures import batches
 from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.index import index
-from producers.commands.operate import COMMANDS
+from producers.commands.operate import COMMANDS, open_store
 from producers.commands.output_file import OUTPUT, OutputFile
 from producers.commands.scheduling.schedule_commands import schedule
 from producers.commands.status import status
@@ -70,16 +70,13 @@ def results(job: str, *, format_: str | None, output: OutputFile | None, spreads
     argosy results JOB --output results.parquet
     argosy results JOB --format trees    # a pipeline: a line per input
     """
-    from producers.wire.connection import Connection
-    from results_store.store import Store
-
     named = "" if output is None else output.format
     format_ = format_ or (named if named in ("csv", "parquet") else "jsonl")
     cells = csv_cells(format_, escaped=spreadsheet)
     write = _writer(format_, cells)
     if output is not None:
         output.check()
-    with Store(Connection().store_url) as store:
+    with open_store() as store:
         job = store.job_id(job)
         progress = store.job(job)
         with _writing(output) as out:

@@ -29,7 +29,7 @@ _LOOKED_AT = 500
 @click.option("--reason", default="", metavar="TEXT", help="A sentence for those who wait; everybody may read it.")
 @click.option("--json", "as_json", is_flag=True, help="Without a name: print one JSON object per pause, for programs.")
 def pause(kind: PauseKind | None, name: str | None, *, reason: str, as_json: bool) -> None:
-    """Pause a model, a task or a tenant; without a name, list what is paused.
+    """Pause a model, a task or a tenant; without a name, list the pauses.
 
     Nothing of it starts from now on, on any worker. Batches that run end. Submissions are still accepted and wait,
     without a slot, until `argosy resume`; deadlines go on. Only items with `durable=False` cannot wait: they fail as

@@ -58,18 +58,18 @@ def unscheduled(submission: str, host: str | None) -> str:
     from producers.wire.live_nodes import schedule_readers
     from producers.wire.outside.allowed_places import unread
 
-    nodes = _asked(schedule_readers)
+    nodes = asked(schedule_readers)
     return "" if nodes is None else unread(submission, host, ((node.host, node.schedules) for node in nodes))
 
 
 def _served() -> Mapping[str, set[str]] | None:
     from producers.wire.live_nodes import served_models
 
-    return _asked(served_models)
+    return asked(served_models)
 
 
-def _asked(look: Callable[[Redis], T]) -> T | None:
-    """Return what is seen in Redis, or None if it cannot be asked."""
+def asked(look: Callable[[Redis], T]) -> T | None:
+    """Return the answer of Redis, or None if it cannot be asked."""
     from producers.wire.connection import Connection
     from producers.wire.publisher import as_unavailable, connect
 

@@ -12,7 +12,6 @@ import msgspec
 
 from producers.commands.submit_progress import watch
 from producers.wire.command_line import ROWS, console, say
-from producers.wire.errors import ArgosyError
 from producers.wire.training.training_job import TRAINING, TrainingProgress, training_progress
 
 if TYPE_CHECKING:
@@ -126,15 +125,10 @@ def _tell_unserved(models: Sequence[str]) -> None:
 
 
 def _training(job: str) -> TrainingProgress | None:
-    """Return what a node has told of a training; None if none has begun it, or if Redis cannot be asked."""
-    from producers.wire.connection import Connection
-    from producers.wire.publisher import as_unavailable, connect
+    """Return the progress of a training; None if no node has begun it, or if Redis cannot be asked."""
+    from producers.commands.serving import asked
 
-    try:
-        with connect(Connection().broker_url) as redis, as_unavailable(redis):
-            return training_progress(redis, job)
-    except ArgosyError:
-        return None
+    return asked(lambda redis: training_progress(redis, job))
 
 
 def _tell_paused(pauses: Sequence[Pause]) -> None:

@@ -50,6 +50,13 @@ class SourceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """The task as the client takes it."""
         return self.tasks[0] if len(self.tasks) == 1 else self.tasks
 
+    @property
+    def owner(self) -> str:
+        """The tenant of the job. Raises InvalidInput."""
+        from producers.wire.connection import Connection, checked_tenant
+
+        return Connection().tenant if self.tenant is None else checked_tenant(self.tenant, "--tenant")
+
 
 class Options(SourceOptions, frozen=True, kw_only=True):
     """The options of the command line."""
@@ -267,16 +274,15 @@ def _declared(client: Client, options: SourceOptions) -> Mapping[str, Any]:
 def _estimated(client: Client, source: Source, options: Options) -> None:
     from producers.client.request import Request
     from producers.commands.dry_run import counted, tell_estimate
-    from producers.wire.connection import Connection, checked_tenant
 
-    tenant = Connection().tenant if options.tenant is None else checked_tenant(options.tenant, "--tenant")
+    owner = options.owner
     chosen = {"priority": options.priority, "deadline_s": options.deadline_s, "params": options.params}
     request = Request.check(client.catalogue, options.task, **chosen)
     with rejecting(options.errors) as rejections:
         rows = rejections.unless_all(source.rows())
         found = counted(request, rows, skip=options.on_error == "skip", on_rejected=rejections)
     tell_left_out(source)
-    tell_estimate(client, request, found, tenant)
+    tell_estimate(client, request, found, owner)
 
 
 def _found_or_submitted(client: Client, source: Source, options: Options) -> Job:

@@ -39,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """The rows that both have answered, and the number of those that one of them has not."""
+    """The rows that site and centre have both answered, and the number of the other rows."""
 
     rows: list[Judged]
     left_out: int

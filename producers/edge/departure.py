@@ -1,4 +1,4 @@
-"""The gate: the only place that makes of an item what is sent to the centre. A marked input does not pass.
+"""The gate: all that is sent to the centre is made here. A marked input does not pass.
 
 The mark is read from the stored item itself, not from the spool's row. What leaves is the input and the task's
 parameters: no key of the submitter, no digest, no name of the site's jobs.

@@ -25,7 +25,7 @@ FLEET_FILE = click.option(
 @FLEET_FILE
 @click.pass_context
 def edge(context: click.Context, config: Path | None) -> None:
-    """Start a site and run it until Ctrl-C: a fleet that answers alone, and sends on what it is unsure of.
+    """Start a site and run it until Ctrl-C: a fleet that answers alone, and sends doubtful items on.
 
     \b
     The site is embedded Valkey, SQLite, a worker, and a forwarder. [edge] in its fleet.toml names

@@ -62,7 +62,7 @@ class Backoff:
 
 
 class Escalation:
-    """Sends what waits, and follows the batches that the centre has. Runs until it is cancelled."""
+    """Sends waiting items in batches, and follows the batches at the centre. Runs until it is cancelled."""
 
     def __init__(self, site: Site, link: Link) -> None:
         self._site = site
@@ -208,7 +208,7 @@ class Escalation:
         await asyncio.sleep(sum(len(item.body) for item in batch.items) / self._bytes_per_s)
 
     async def _through_gate(self, items: Sequence[EdgeItem]) -> dict[Hashable, Departing]:
-        """Return what leaves of these items; the others are answered by the site."""
+        """Return the items that may leave, as they are sent. The site answers the others."""
         found: dict[Hashable, Departing] = {}
         stopped: list[tuple[EdgeItem, dict[str, Any]]] = []
         for group in groups(items, lambda item: item.envelope):

@@ -1,4 +1,4 @@
-"""A site's clock: seconds that only go forward, whatever the wall clock says. Deadlines of the cascade count by it."""
+"""A site's clock: seconds that only go forward, also if the wall clock is set back. The cascade counts by it."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ class SiteClock:
         return self._offset + self._seconds()
 
     def note(self) -> dict[str, Any]:
-        """Return what the next process needs to go on."""
+        """Return the state from which the next process goes on."""
         return {"boot": self._boot, "boot_s": self._seconds(), "at_s": self.now_s()}

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producers.commands.operate import Duration
+from producers.commands.operate import Duration, open_store
 from producers.wire.command_line import Finite, say, user
 
 if TYPE_CHECKING:
     from results_store.gateway.api_keys import ApiKey, Role
-    from results_store.store import Store
 
 MIB = 2**20
 
@@ -196,7 +195,7 @@ def add(
         rate_per_s=rate_per_s,
         created_at=now,
     )
-    with _store() as store:
+    with open_store() as store:
         if not store.keys.add(key, by=user()):
             raise click.UsageError(f"there is already a key {name!r}; remove it first, or choose another name")
     say(text)
@@ -205,7 +204,7 @@ def add(
 @keys.command("list")
 def list_() -> None:
     """List the keys by name, without their secrets."""
-    with _store() as store:
+    with open_store() as store:
         found = store.keys.all()
     for key in found:
         say(_line(key))
@@ -217,7 +216,7 @@ def list_() -> None:
 @click.argument("name")
 def remove(name: str) -> None:
     """Remove the key with the name NAME. Gateways refuse it within ten seconds; its tenant's jobs stay."""
-    with _store() as store:
+    with open_store() as store:
         if not store.keys.remove(name, by=user()):
             raise click.UsageError(f"no key {name!r}; `argosy gateway keys list` lists them")
     say(f"key {name} removed", err=True)
@@ -230,13 +229,6 @@ def _line(key: ApiKey) -> str:
     expiry = "never expires" if key.expires_at is None else f"expires {when(key.expires_at)}"
     role = "viewer of all tenants" if key.role == "viewer" and key.all_tenants else key.role
     return f"{key.name}  tenant {key.tenant!r}  {role}  created {when(key.created_at)}  {expiry}"
-
-
-def _store() -> Store:
-    from producers.wire.connection import Connection
-    from results_store.store import Store
-
-    return Store(Connection().store_url)
 
 
 COMMANDS: list[click.Command] = [gateway]

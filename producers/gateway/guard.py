@@ -229,7 +229,7 @@ class GuardedBody:
         declared = headers.get("content-length", "")
         length = int(declared[:19]) if declared.isdecimal() else 0
         if length > self._limit:
-            raise self._too_large()
+            raise _too_large(f"the body is longer than {self._limit:,} bytes")
         until = time.monotonic() + patience_s
         while not self._holds(min(length, self._held_most)):
             if time.monotonic() > until:
@@ -253,11 +253,11 @@ class GuardedBody:
         self._seen += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
         if self._seen > self._limit:
-            raise self._too_large()
+            raise _too_large(f"the body is longer than {self._limit:,} bytes")
         if self._most_opened < math.inf:
             self._opened += opened(message.get("body", b""))
             if self._opened > self._most_opened:
-                raise _too_many_values()
+                raise _too_large(f"the body has over {MOST_OPENED:,} lists and objects")
         self.keep(max(self._held, min(self._seen, self._held_most)))
         return message
 
@@ -268,21 +268,12 @@ class GuardedBody:
             self._held = held
         return True
 
-    def _too_large(self) -> Problem:
-        return Problem(
-            413,
-            "BodyTooLarge",
-            f"the body is longer than {self._limit:,} bytes",
-            remedy="send less at once; send many items as JSON Lines to /api/jobs/lines",
-            headers={"Connection": "close"},
-        )
 
-
-def _too_many_values() -> Problem:
+def _too_large(detail: str) -> Problem:
     return Problem(
         413,
         "BodyTooLarge",
-        f"the body has over {MOST_OPENED:,} lists and objects",
+        detail,
         remedy="send less at once; send many items as JSON Lines to /api/jobs/lines",
         headers={"Connection": "close"},
     )

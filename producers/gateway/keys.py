@@ -49,7 +49,7 @@ class Caller:
 
     @property
     def operator(self) -> bool:
-        """Whether the caller may change what concerns the whole fleet."""
+        """Whether the caller may change the whole fleet: pauses, keys, tenants, replays of all jobs."""
         return self.role == "operator"
 
     @property

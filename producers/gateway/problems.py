@@ -217,7 +217,7 @@ def answer(found: Problem, path: str) -> Response:
 
 
 def openai_status(found: Problem) -> int:
-    """Return the status of a problem under /v1: OpenAI's API has 400 for whatever is wrong with a parameter."""
+    """Return the status of a problem under /v1: OpenAI's API has 400 for every fault of a parameter."""
     return 400 if found.status_code == 422 else found.status_code
 
 

@@ -24,7 +24,7 @@ def job_view(job: JobStatus) -> dict[str, Any]:
 
 
 def webhook_view(webhook: Webhook) -> dict[str, Any]:
-    """Return what came of a job's webhook. Its path and query may hold a secret of the receiver's."""
+    """Return the state of a job's webhook, without its path and query, which may hold a secret of the receiver."""
     state = "waiting" if webhook.next_at is not None else "given up" if webhook.error else "delivered"
     return {
         "host": webhook.host,

@@ -46,7 +46,7 @@ _PACKED |= {".zst": "zstd", ".zstd": "zstd", ".lz4": "lz4"}
 _MAGIC = {b"\x1f\x8b\x08": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
 _MAGIC |= {b"BZh%d1AY&SY" % level: "bzip2" for level in range(1, 10)}
 
-#: First bytes of tables that know their format whatever their name is.
+#: First bytes that name the format of a table; its name does not count.
 _TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 
 LFS_POINTER = b"version https://git-lfs"
@@ -208,7 +208,7 @@ def check_rows(head: bytes, name: str, given: str | None = None) -> None:
 
 
 def _check_text(head: bytes, name: str) -> None:
-    """Raise InvalidInput if what only its name calls plain text begins as JSON or as a table with a usual column."""
+    """Raise InvalidInput for a file named as plain text that begins as JSON, or as a table with a usual column."""
     begins = head.decode("utf-8", "replace").removeprefix("\ufeff").lstrip()
     first = begins.partition("\n")[0].strip()
     if first in ("[", "{") or _JSON.match(begins):

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 
 @contextmanager
 def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
@@ -28,3 +30,9 @@ def atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object, *, durable: bool = False) -> None:
+    """Write a value as indented JSON, `atomically`."""
+    with atomically(path, durable=durable) as part:
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(value)) + b"\n")

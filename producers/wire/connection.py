@@ -243,7 +243,7 @@ def without_secrets(environment: Mapping[str, str] = os.environ, *, keep: tuple[
 
 
 def log_settings(path: str | Path | None, environment: Mapping[str, str] = os.environ) -> LogSettings:
-    """Return the ``[log]`` table of a file, or what ``ARGOSY_LOG_FORMAT`` says. Raises ConfigurationError."""
+    """Return the ``[log]`` table of a file; ``ARGOSY_LOG_FORMAT`` wins. Raises ConfigurationError."""
     if given := environment.get("ARGOSY_LOG_FORMAT", "").strip():
         return typed({"format": given.lower()}, LogSettings, "ARGOSY_LOG_FORMAT")
     return typed(read_fleet(path).get("log", {}) if path else {}, LogSettings, f"{path}: log")

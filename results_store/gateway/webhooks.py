@@ -1,4 +1,4 @@
-"""Webhooks: whom to tell that a job has finished, and what came of it.
+"""Webhooks: the addresses to call when jobs have finished, and the state of each call.
 
 The commit that stores a job's last result sets the job's `finished_at`, and with it the webhook is due. A lease keeps
 two gateways from telling the same end at once; an end whose teller died is told again.

@@ -17,7 +17,8 @@ from workers import settings
 from workers.training.compressing import compress_recipe
 from workers.training.recipes import recipe_file
 
-_LINK = re.compile(r"\]\((?!https?://)([^)#\s]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)#?([^)\s]*)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_the_screening_recipe_ends_with_reasons(reader: Reader) -> None:
 
 def test_a_celery_application_tests_itself_with_the_stub(tmp_path: Path) -> None:
     """It needs no fleet, no broker and none of our code."""
-    (stub,) = [block.text for block in blocks(ROOT / "docs" / "operations.md") if block.file == "stub.py"]
+    (stub,) = [block.text for block in blocks(ROOT / "docs" / "operations" / "celery.md") if block.file == "stub.py"]
     ran = subprocess.run([sys.executable, "-c", stub], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout == "['positive']\n"
 
@@ -109,8 +110,18 @@ def test_the_two_commands_exist() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_somewhere(document: Path) -> None:
     """Files move; a reader of the documents is the last to be told."""
-    links = _LINK.findall(document.read_text(encoding="utf-8"))
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    broken = []
+    for file, place in _LINK.findall(document.read_text(encoding="utf-8")):
+        page = document.parent / file if file else document
+        if not page.exists() or (place and page.suffix == ".md" and place not in _places(page)):
+            broken.append(f"{file}#{place}")
+    assert broken == []
+
+
+def _places(page: Path) -> set[str]:
+    """Return the places in a page that a link may name, as GitHub makes them of headings."""
+    headings = _HEADING.findall(page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

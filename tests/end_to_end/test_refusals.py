@@ -23,7 +23,7 @@ from workers.fleet import doctor
 from workers.fleet.local import LocalFleet
 
 TIMEOUT_S = 90
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+CONNECTIONS = Path(__file__).parents[2] / "docs" / "operations" / "connections.md"
 
 
 def processes(fleet: LocalFleet) -> list[int]:
@@ -100,7 +100,7 @@ def test_workers_stop_and_start_while_redis_refuses(fleet: LocalFleet, client: C
 @pytest.mark.long
 def test_the_documented_rights_are_enough(shared_fleet: LocalFleet) -> None:
     """A worker starts and computes, clients submit, and doctor sees the broker, with these rights and no others."""
-    (rights,) = re.findall(r"^ACL SETUSER argosy on >PASSWORD (.*)$", OPERATIONS.read_text("utf-8"), re.MULTILINE)
+    (rights,) = re.findall(r"^ACL SETUSER argosy on >PASSWORD (.*)$", CONNECTIONS.read_text("utf-8"), re.MULTILINE)
     service = shared_fleet.workers[0]
     seen = service.log.stat().st_size
     with Redis.from_url(shared_fleet.broker_url) as redis:

@@ -21,7 +21,7 @@ from workers.node.watchdog import LEAST_LIMIT_S
 
 TIMEOUT_S = 120
 
-#: Every thread of a worker and its device process; docs/operations.md has the same table.
+#: Every thread of a worker and its device process.
 THREADS = (
     "batcher",
     "device-cpu",

@@ -37,7 +37,8 @@ PASSWORDS = {"REDIS_PASSWORD": "of-redis", "POSTGRES_PASSWORD": "of-postgres", "
 
 
 def _blocks(language: str) -> list[str]:
-    return [block.text for block in blocks(COMPOSE.parent / "docs" / "operations.md") if block.language == language]
+    pages = sorted((COMPOSE.parent / "docs" / "operations").glob("*.md"))
+    return [block.text for page in pages for block in blocks(page) if block.language == language]
 
 
 def _schema_problems(path: Path) -> str:
@@ -263,7 +264,7 @@ def test_the_services_work_together_as_local_processes(local: Local) -> None:
         return {uuid for uuid, task in seen.items() if task["state"] == "SUCCESS"} == envelopes
 
     until(finished_in_flower)  # its events come after the client's notice
-    with psycopg.connect(local.store_url) as connection:  # what an operator copies from docs/operations.md
+    with psycopg.connect(local.store_url) as connection:  # what an operator copies from docs/operations/metrics.md
         assert [len(connection.execute(query.encode()).fetchall()) for query in _blocks("sql")] == [80, 0, 1, 0]
     for stranger in (None, "argosy:wrong"):
         with pytest.raises(urllib.error.HTTPError, match="401"):

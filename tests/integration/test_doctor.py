@@ -247,7 +247,7 @@ def test_an_error_in_one_check_hides_no_other(publisher: Publisher, store: Store
 def test_a_user_of_redis_without_all_rights_is_told(
     broker_url: str, monkeypatch: pytest.MonkeyPatch, keys: str, ok: bool
 ) -> None:
-    """Those of docs/operations.md are enough; without the keys of kombu, workers wait."""
+    """Those of docs/operations/connections.md are enough; without the keys of kombu, workers wait."""
     with Redis.from_url(broker_url) as redis:
         redis.execute_command("ACL", "SETUSER", "some", *f"reset on >pw {keys} &* +@all -@dangerous +info".split())
     monkeypatch.setenv("ARGOSY_BROKER_URL", broker_url.replace("redis://", "redis://some:pw@"))

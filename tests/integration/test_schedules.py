@@ -470,7 +470,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_schedule_of_another_place_is_left_alone(root: Path, where: str) -> None:
     """Whoever has the store's password writes the row; the worker's machine opens its own places alone."""
     allowed = AllowedPlaces((str(root), "https://logs.example/a/", "s3://logs/"))
-    allowed.check()
+    allowed.check("schedules")
     assert not allowed.may_read(submission(where.format(root)))
     assert not AllowedPlaces().may_read(submission(f"{root}/rows.txt"))
 

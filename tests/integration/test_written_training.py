@@ -19,7 +19,7 @@ from tests import tiny_checkpoints
 from tests.integration.test_recipe_training import answers, assert_resumed, served, trained
 from tests.serving import answered
 from tests.training_checkpoints import TOLERANCE, furthest, last
-from workers.training.kinds.written_kinds import NONE
+from workers.training.kinds.labelled_kind import IGNORED
 from workers.training.loop import processes, trainer, training_checkpoint
 from workers.training.loop.processes import Process
 from workers.training.loop.trainer import Work
@@ -157,7 +157,7 @@ def test_losses_are_those_of_transformers(tmp_path: Path, maker: str, task: str)
     with torch.no_grad():
         [[count, loss]] = network(**batch)[1].tolist()
         assert loss / count == pytest.approx(float(network.encoder.backbone(**inputs).loss), rel=1e-5)
-    assert len({*(inputs["labels"] != NONE).sum(1).tolist()}) > 1
+    assert len({*(inputs["labels"] != IGNORED).sum(1).tolist()}) > 1
 
 
 def texts_of(maker: str) -> Any:
@@ -185,7 +185,7 @@ def test_only_answers_are_learnt(tmp_path: Path) -> None:
             ids, labels = read.arrays["chat"], read.targets["chat"][0]
             assert list(ids) == tokenizer.apply_chat_template(_plain(messages), return_dict=False)
             learnt = [one["content"] for one in messages if one["role"] == "assistant" and one.get("weight", 1)]
-            assert tokenizer.decode(labels[labels != NONE]) == "".join(f"{text}</s>" for text in learnt)
+            assert tokenizer.decode(labels[labels != IGNORED]) == "".join(f"{text}</s>" for text in learnt)
 
 
 def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]]:

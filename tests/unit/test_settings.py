@@ -68,6 +68,8 @@ def test_a_file_adds_a_model_with_its_tasks(tmp_path):
         ("[worker]\nlease_s = 1e300\n", "worker: `lease_s` must be a number of seconds"),
         ('[worker]\nmemory_budget = "' + "9" * 400 + ' GB"\n', "worker: `memory_budget` is more than any device has"),
         ('[worker]\nschedules = [" "]\n', "worker: `schedules` has an empty place"),
+        ('[worker]\ntrainings = [" "]\n', "worker: `trainings` has an empty place"),
+        ('[worker]\ntrainings = ["s3://logs/"]\n', "worker: `trainings` has 's3://logs/', which is no folder"),
         ('[worker]\nschedules = ["s3://logs"]\n', "worker: `schedules` has 's3://logs', .* write s3://bucket/"),
         ('[worker]\nschedules = ["file:///etc/"]\n', "worker: `schedules` has 'file:///etc/'"),
         ('[worker]\nschedules = ["s3://logs/../"]\n', "worker: `schedules` has 's3://logs/../'"),

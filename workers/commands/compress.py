@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from producers.wire.command_line import FAILED, Finite, console, say
+from producers.wire.command_line import Finite, console, say
 from workers.commands import named_models
-from workers.commands.shared_options import FLEET_FILE
+from workers.commands.shared_options import FLEET_FILE, naming_bad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +79,6 @@ def compress(
     from workers.batching.serving import served_models
     from workers.device import devices
     from workers.training.compressing import compress_recipe
-    from workers.training.recipes.labelled_rows import BadRows
 
     given = {name: value for name, value in settings.items() if value is not None}
     if recipe and given:
@@ -88,12 +86,8 @@ def compress(
     chosen = compress_recipe.from_file(recipe) if recipe else compress_recipe.from_names(steps.split(","), given)
     whole, name = named_models.found(config, model)
     wanted = served_models.model_to_load(whole, name)
-    try:
+    with naming_bad_rows():
         own = _rows(whole, wanted, rows, job, chosen.held_out)
-    except BadRows as error:
-        for line in error.lines:
-            say(line, err=True)
-        sys.exit(FAILED)
     _run(wanted, chosen, own, out, accept_loss, threads or devices.available_cores())
 
 

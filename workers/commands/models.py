@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,13 +103,9 @@ def reload(config: Path | None, name: str, revision: str | None, source: str | N
     chosen = redeclaring.changed(file, name, revision=revision, source=source)
     _pull({name: chosen})
     where = file.connection
-    publisher = Publisher(where.broker_url)
-    try:
-        with Store(where.store_url) as store:
-            own = file.models[name]
-            redeclaring.reload(store, publisher, name, chosen, file=own, timeout_s=timeout_s, say=say)
-    finally:
-        publisher.close()
+    with closing(Publisher(where.broker_url)) as publisher, Store(where.store_url) as store:
+        own = file.models[name]
+        redeclaring.reload(store, publisher, name, chosen, file=own, timeout_s=timeout_s, say=say)
     if declared_settings.digest(chosen) != declared_settings.digest(own):
         say(f"the settings still name the old version: change [models.{name}] too")
 
@@ -167,12 +164,7 @@ def _nodes(where: Connection) -> list[NodeState]:
     from workers.node import presence
 
     try:
-        publisher = Publisher(where.broker_url)
+        with closing(Publisher(where.broker_url)) as publisher:
+            return presence.nodes(publisher)
     except ArgosyError:
         return []
-    try:
-        return presence.nodes(publisher)
-    except ArgosyError:
-        return []
-    finally:
-        publisher.close()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from producers.wire.command_line import FAILED, console, one_line_errors, say
+from producers.wire.command_line import console, one_line_errors, say
+from workers.commands.shared_options import naming_bad_rows
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -90,29 +89,16 @@ def _take_part(process: Process, asked: _TrainingOptions) -> None:
         if not process.is_first:
             training_run.follow(process)
             return
-        with _naming_bad_rows(), locked(asked.recipe.out):
+        with naming_bad_rows(), locked(asked.recipe.out):
             _train(process, asked)
         processes.tell(None)
-
-
-@contextmanager
-def _naming_bad_rows() -> Iterator[None]:
-    """End the command with a line for each bad row."""
-    from workers.training.recipes.labelled_rows import BadRows
-
-    try:
-        yield
-    except BadRows as error:
-        for line in error.lines:
-            say(line, err=True)
-        sys.exit(FAILED)
 
 
 def _submit(asked: _TrainingOptions) -> None:
     """Check recipe, rows and backbone here, and let a node train them."""
     from workers.commands.submitted_training import submit_training
 
-    with _naming_bad_rows():
+    with naming_bad_rows():
         _prepared(asked)
     file = asked.recipe
     job, is_taken = submit_training(file.path, file.name, compare=asked.compare)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from producers.wire.command_line import FAILED, Finite, console, say
+from producers.wire.command_line import Finite, console, say
 from workers.commands import named_models
-from workers.commands.shared_options import DEVICE, FLEET_FILE
+from workers.commands.shared_options import DEVICE, FLEET_FILE, naming_bad_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -186,11 +185,6 @@ def _variant(config: Path | None, variant: str, name: str, original: ModelToLoad
 def _check_rows(original: ModelToLoad, rows: Path) -> None:
     """Name bad rows before an hour is spent."""
     from workers.training.compressing import compress_rows, task_networks
-    from workers.training.recipes.labelled_rows import BadRows
 
-    try:
+    with naming_bad_rows():
         compress_rows.from_file(rows, task_networks.judged(original, "judged by rows"), 0.5)
-    except BadRows as error:
-        for line in error.lines:
-            say(line, err=True)
-        sys.exit(FAILED)

@@ -143,7 +143,7 @@ def _seen(picture: Image.Image, view: View, side: int) -> Image.Image:
 
 
 def _crossed(frames: Sequence[Image.Image], other: Image.Image, random: np.random.Generator) -> list[Image.Image]:
-    """Let an object cross the picture, whatever the camera does."""
+    """Let an object cross the picture, beside any motion of the camera."""
     side = frames[0].width
     size = int(random.uniform(0.15, 0.4) * side)
     thing = other.resize((size, size), box=(0, 0, min(other.size) / 2, min(other.size) / 2))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
 from producers.wire.errors import ConfigurationError
 from workers.batching.serving.tuned_backend import TURN_OF, MeasuredBackend
+from workers.device import accelerator
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
 from workers.models.backends.choice import REFERENCE, Backend, Precision
@@ -32,7 +36,7 @@ GPU_SAMPLE, GPU_DOUBLINGS = 1000, 3
 PASS_S, LEAST_SAMPLE = 3.0, 8
 
 #: A turn that is timed takes about this long, on the first of these inputs: a first start takes some forty turns.
-#: Candidates whose turns take `PASS_S` all the same get the least number of them.
+#: Candidates whose turns take `PASS_S` nevertheless get fewer turns.
 TURN_S = 1.0
 
 #: The turns of each candidate after a first, uncounted one. Two are the least that show noise.
@@ -114,6 +118,23 @@ def load(wanted: ModelToLoad, backend: Backend, device: Device) -> Candidate:
     return Candidate(backend, model)
 
 
+def measured_process(form: type[msgspec.Struct], measure: Callable[[Any, str], object]) -> None:
+    """Be a process that measures, ``python -m MODULE FILE DEVICE``: read a request of this form from standard input.
+
+    The result of `measure` goes to FILE as JSON. The last line of an error is for the caller.
+    """
+    file, device = Path(sys.argv[1]), sys.argv[2]
+    asked: Any = msgspec.json.decode(sys.stdin.buffer.read(), type=form)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    accelerator.set_up(Device(device, "").of_torch)
+    try:
+        found = measure(asked, device)
+    except Exception as error:  # noqa: BLE001 - its caller reports the last line
+        traceback.print_exc()
+        sys.exit(said(error).removeprefix(f"models.{asked.model.name}: "))
+    file.write_bytes(msgspec.json.encode(found))
+
+
 def tell(backend: Backend) -> None:
     """Note the candidate at work, in case it kills this process."""
     print(TURN_OF.format(backend), file=sys.stderr, flush=True)  # noqa: T201 - `decide` reads it
@@ -133,9 +154,7 @@ def said(error: BaseException) -> str:
 
 
 def check_memory(folder: Path, device: str, loaded: int) -> None:
-    """Raise ConfigurationError if another copy of the weights, with what making it takes, is not to be had beside the
-    others.
-    """
+    """Raise ConfigurationError unless there is memory for another copy of the weights, and for making it."""
     weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     free = torch.cuda.mem_get_info()[0] if device.startswith("cuda") else _free_bytes()
     if 3 * weights > free:

@@ -29,9 +29,9 @@ from workers.models.built_in.tables.series import SeriesChannel, SeriesDescripti
 from workers.models.built_in.tables.series_network import SeriesNetwork
 from workers.models.sources import model_source
 from workers.training import data
+from workers.training.data import SEED
 from workers.training.recipes import labelled_rows
 
-SEED = 20261122
 _EPOCHS = 250
 _LEARNING_RATE = 3e-3
 

@@ -20,9 +20,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors.numpy import save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
@@ -31,12 +31,13 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test
 
 from producers.wire.command_line import one_line_errors, say
 from producers.wire.errors import ConfigurationError, InvalidInput
+from workers.models.built_in.described_file import write_described
 from workers.models.built_in.tables.tabular import FILE, LINEAR_FORMAT, Column
 from workers.models.sources import model_source
 from workers.training import data
+from workers.training.data import SEED
 from workers.training.recipes import labelled_rows, table_columns
 
-SEED = 20261122
 _STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _FOLDS = 5
 _BINS = 10
@@ -149,7 +150,7 @@ def _drop(name: str) -> str:
 
 
 def doubtful(table: Table) -> Iterator[str]:
-    """Yield a sentence for each column that may not be what it seems: an id, or numbers with some words in between."""
+    """Yield a sentence for each doubtful column: an id, or numbers with some words in between."""
     for name in table.rows[0]:
         yield from table_columns.doubts(name, [row[name] for row in table.rows], _drop(name))
 
@@ -159,7 +160,6 @@ def train(table: Table, out: Path) -> TableScore:
     fitted = _Fitted.to(table, SEED)
     weight, bias = fitted.calibrated
     score = fitted.score(weight, bias)
-    out.mkdir(parents=True, exist_ok=True)
     tensors = {"weight": weight, "bias": bias, "average": fitted.encoded[fitted.known].mean(axis=0)}
     about = {
         "format": LINEAR_FORMAT,
@@ -168,9 +168,8 @@ def train(table: Table, out: Path) -> TableScore:
         "trained_on": f"{table.name}, {len(fitted.known)} rows",
         "held_out": msgspec.json.encode(score).decode(),
     }
-    save_file({name: tensor.astype(np.float32) for name, tensor in tensors.items()}, out / FILE, about)
-    # safetensors writes files readable by their owner alone, and a worker may run as another user
-    (out / FILE).chmod(0o644)
+    found = {name: torch.from_numpy(tensor.astype(np.float32)) for name, tensor in tensors.items()}
+    write_described(out / FILE, found, about)
     return score
 
 
@@ -264,15 +263,16 @@ def _temperature(values: Values, wanted: NDArray[np.int64], strength: float) -> 
     return float(minimize_scalar(loss, bounds=(0.1, 10.0), method="bounded").x)
 
 
+def calibration_error(sure: Values, right: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error: the mean gap between the scores and the share that is right, by bins."""
+    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+    gaps = [abs(right[bins == n].mean() - sure[bins == n].mean()) * (bins == n).mean() for n in set(bins.tolist())]
+    return float(sum(gaps))
+
+
 def _score(probabilities: Values, wanted: NDArray[np.int64]) -> TableScore:
     best = probabilities.argmax(axis=1)
     sure = probabilities.max(axis=1)
-    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
-    gaps = [
-        abs((best[bins == n] == wanted[bins == n]).mean() - sure[bins == n].mean()) * (bins == n).mean()
-        for n in range(_BINS)
-        if (bins == n).any()
-    ]
     right = np.eye(probabilities.shape[1])[wanted]
     return TableScore(
         rows=len(wanted),
@@ -280,7 +280,7 @@ def _score(probabilities: Values, wanted: NDArray[np.int64]) -> TableScore:
         majority=max(Counter(wanted.tolist()).values()) / len(wanted),
         brier=float(((probabilities - right) ** 2).sum(axis=1).mean()),
         brier_of_shares=float(((right.mean(axis=0) - right) ** 2).sum(axis=1).mean()),
-        calibration_error=float(sum(gaps)),
+        calibration_error=calibration_error(sure, best == wanted),
         auc=float(roc_auc_score(wanted, probabilities[:, 1])) if probabilities.shape[1] == 2 else None,
     )
 
@@ -288,8 +288,10 @@ def _score(probabilities: Values, wanted: NDArray[np.int64]) -> TableScore:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the model's folder: the `source` of a model in fleet.toml")
-    parser.add_argument("--data", choices=list(TABLES), default="biopsies", help="a table that is there (%(default)s)")
-    parser.add_argument("--csv", type=Path, help="a table of one's own, with a header")
+    parser.add_argument(
+        "--data", choices=list(TABLES), default="biopsies", help="a public table (default: %(default)s)"
+    )
+    parser.add_argument("--csv", type=Path, help="your own table, with a header")
     parser.add_argument("--label", help="the column of the CSV file that is to be predicted")
     parser.add_argument("--drop", action="append", default=[], metavar="COLUMN", help="leave out a column, as an id")
     asked = parser.parse_args()

@@ -40,8 +40,8 @@ from workers.models.video import frames
 from workers.models.video.frame_sampling import FrameSampling
 from workers.training import camera, data
 from workers.training.camera import Scene
+from workers.training.data import SEED
 
-SEED = 20261122
 TASK = "camera-motion"
 
 #: Parts that are not trained on: to choose the epoch, and to judge.

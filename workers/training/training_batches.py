@@ -17,7 +17,7 @@ _Made = TypeVar("_Made")
 Watch: TypeAlias = Callable[[Iterable[list[int]]], Iterable[list[int]]]
 
 
-def by_size(sizes: Sequence[int], cost: int, *, most_rows: int | None = None) -> Iterator[list[int]]:
+def by_size(sizes: Sequence[float], cost: int, *, most_rows: int | None = None) -> Iterator[list[int]]:
     """Yield places of rows of similar sizes, the largest last, each batch within a padded cost and `most_rows`."""
     batch: list[int] = []
     for place in sorted(range(len(sizes)), key=lambda place: sizes[place]):
@@ -30,7 +30,7 @@ def by_size(sizes: Sequence[int], cost: int, *, most_rows: int | None = None) ->
 
 
 def all_of(found: Sequence[_Made | Exception]) -> list[_Made]:
-    """Return what `prepare_many` or `finish_many` returned. Raises the first exception among it."""
+    """Return the values of `prepare_many` or `finish_many`. Raises the first exception among them."""
     whole: list[_Made] = []
     for one in found:
         if isinstance(one, Exception):

@@ -11,23 +11,16 @@ exception is out, with its error as the reason, and the others go on.
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from random import Random
-from typing import Any
 
 import msgspec
-import torch
 
 from producers.wire.errors import ConfigurationError
 from workers.batching.serving.processor_load import ProcessorTimes, others_share
 from workers.batching.serving.tuned_backend import BackendDecision, MeasuredBackend, best_of
-from workers.device import accelerator
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
 from workers.models.built_in.text.text_model import TextModel
@@ -46,6 +39,7 @@ from workers.training.candidates import (
     budgets_of,
     cut_by_cost,
     load,
+    measured_process,
     not_run,
     said,
     take_turns,
@@ -186,18 +180,7 @@ class _Asked(msgspec.Struct, frozen=True):
     deadly: dict[str, str]
 
 
-def main() -> None:
-    file, device = Path(sys.argv[1]), sys.argv[2]
-    asked: Any = msgspec.json.decode(sys.stdin.buffer.read(), type=_Asked)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    accelerator.set_up(Device(device, "").of_torch)
-    try:
-        decision = tune(asked.model, device, labelled=asked.labelled, deadly=asked.deadly)
-    except Exception as error:  # noqa: BLE001 - its caller reports the last line
-        traceback.print_exc()
-        sys.exit(said(error).removeprefix(f"models.{asked.model.name}: "))
-    file.write_bytes(msgspec.json.encode(decision))
-
-
 if __name__ == "__main__":
-    main()
+    measured_process(
+        _Asked, lambda asked, device: tune(asked.model, device, labelled=asked.labelled, deadly=asked.deadly)
+    )

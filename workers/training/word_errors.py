@@ -1,13 +1,11 @@
-"""How much of what was said a transcript gets wrong: the word error rate (Levenshtein's distance over words, to the
-words said).
-"""
+"""The word error rate of transcripts: Levenshtein's distance over words, as a share of the spoken words."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-#: What readers say where writers shorten it.
+#: Shortened words, as readers say them.
 _SPOKEN = {"mr": "mister", "mrs": "missis", "dr": "doctor"}
 
 
@@ -18,7 +16,7 @@ def words(text: str) -> list[str]:
 
 
 def distance(said: Sequence[str], written: Sequence[str]) -> int:
-    """Return how many words must be changed, left out or put in to make one of the other."""
+    """Return the number of words to change, leave out or put in, to make the written words of the spoken ones."""
     costs = list(range(len(written) + 1))
     for row, word in enumerate(said, 1):
         before, costs[0] = costs[0], row
@@ -30,6 +28,6 @@ def distance(said: Sequence[str], written: Sequence[str]) -> int:
 
 
 def rate(pairs: Iterable[tuple[str, str]]) -> float:
-    """Return the word error rate over pairs of what was said and what was written: 0 is perfect."""
+    """Return the word error rate over pairs of a spoken and a written text: 0 is perfect."""
     apart = [(words(said), words(written)) for said, written in pairs]
     return sum(distance(*pair) for pair in apart) / sum(len(said) for said, _ in apart)

@@ -93,7 +93,7 @@ def _understood(schedule: Schedule, left: set[str]) -> bool:
 
 
 def submit_taken(client: Client, run: TakenRun, allowed: AllowedPlaces) -> None:
-    """Submit a run and note what came of it. Raises StoreError if that cannot be noted."""
+    """Submit a run and note its end. Raises StoreError if that cannot be noted."""
     about = f"schedule {run.schedule.name}, run of {datetime.fromtimestamp(run.planned_at, UTC).isoformat()}"
     if run.attempts >= MOST_ATTEMPTS:
         message = f"its process died: {run.attempts} attempts were begun, and the last one did not end; " + REMEDY

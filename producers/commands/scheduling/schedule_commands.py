@@ -107,7 +107,7 @@ def add(
 @schedule.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per schedule, for programs.")
 def list_(*, as_json: bool) -> None:
-    """List the schedules with their next time, and what came of their last run."""
+    """List the schedules with their next time, and the end of their last run."""
     import msgspec
 
     from producers.commands.scheduling.schedule_view import schedule_view
@@ -184,15 +184,13 @@ def _is_local(where: str) -> bool:
 
 
 def _checked(client: Client, rows: SourceOptions) -> SourceOptions:
-    """Return the options with their tenant. Raises InvalidInput for what each run would be refused for."""
+    """Return the options with their tenant. Raises InvalidInput for options that every run would be refused for."""
     import msgspec
 
     from producers.client.request import Request
-    from producers.wire.connection import Connection, checked_tenant
 
     Request.check(client.catalogue, rows.task, priority=rows.priority, deadline_s=rows.deadline_s, params=rows.params)
-    tenant = Connection().tenant if rows.tenant is None else checked_tenant(rows.tenant, "--tenant")
-    return msgspec.structs.replace(rows, tenant=tenant)
+    return msgspec.structs.replace(rows, tenant=rows.owner)
 
 
 def _timing(cron: str | None, at: str | None, zone: str, now: float) -> Timing:

@@ -34,7 +34,7 @@ class Duty(ABC):
 
     @abstractmethod
     async def look(self) -> None:
-        """Do what is to do now, or begin to."""
+        """Do the work that is due, or begin it."""
 
     async def begin(self) -> None:  # noqa: B027 - most have nothing to prepare
         """Prepare, before the first look."""

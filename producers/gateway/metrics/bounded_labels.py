@@ -1,4 +1,4 @@
-"""Metrics whose number of series is bounded, whatever names models, tasks, tenants and workers have."""
+"""Metrics with a bounded number of series, for any number of models, tasks, tenants and workers."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ COUNTERS = {
     "argosy_worker_cpu_seconds": ("cpu_s", "Processor time of the worker's process, without its device process."),
 }
 
-#: How envelopes ended at a worker: skipped ones were held or done elsewhere, or wait.
+#: The ends of envelopes at a worker. A skipped envelope is held or done elsewhere, or waits.
 OUTCOMES = ("done", "skipped", "interrupted", "failed")
 
 

@@ -1,4 +1,4 @@
-"""The body of a chat completion: its parameters, its messages, and what it asks of a task."""
+"""The body of a chat completion: its parameters and messages, turned into those of a task."""
 
 from __future__ import annotations
 

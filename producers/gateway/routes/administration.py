@@ -34,7 +34,7 @@ async def audit(
     before: Before = None,
     text: Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")] = "",
 ) -> Response:
-    """List what operators and members changed, newest first. `next`, if present, asks for the next page.
+    """List the changes of operators and members, newest first. `next`, if present, asks for the next page.
 
     `text` limits the entries to those with this text in their name, tenant, action or subject.
     """

@@ -19,13 +19,13 @@ router = APIRouter(prefix="/api", tags=["operations"])
 
 @router.get("/pauses", responses=answer_of(api_answers.PAUSES))
 async def pauses(gateway: Here, _: FleetViewer) -> Response:
-    """List what is paused, each with the envelopes that wait for it."""
+    """List the pauses, each with the envelopes that wait for its end."""
     return await _pauses(gateway)
 
 
 @router.post("/pause", responses=answer_of(api_answers.PAUSES))
 async def pause(body: NewPause, gateway: Here, _: Operator, by: By) -> Response:
-    """Pause a model, a task or a tenant, and list what is paused. For operators.
+    """Pause a model, a task or a tenant, and list all pauses. For operators.
 
     Nothing of it starts from now on. Submissions are accepted and wait; deadlines go on.
     """
@@ -37,7 +37,7 @@ async def pause(body: NewPause, gateway: Here, _: Operator, by: By) -> Response:
 
 @router.post("/resume", responses=answer_of(api_answers.PAUSES))
 async def resume(body: Resumption, gateway: Here, _: Operator, by: By) -> Response:
-    """End a pause, if there is one, and list what is paused. Waiting work goes on within seconds. For operators."""
+    """End a pause, and list the others. Waiting work goes on within seconds. For operators."""
     await gateway.client.ask(lambda store: store.pauses.resume(body.kind, body.name, by=by))
     return await _pauses(gateway)
 

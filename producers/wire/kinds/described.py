@@ -14,7 +14,7 @@ from producers.wire.kinds.custom import CUSTOM
 
 _FILE = "the bytes of a file, a path or a URL"
 
-#: For each form of input: what a client gives, and what `prepare` gets.
+#: For each form of input: a client's value, and the argument of `prepare`.
 FORMS: Mapping[Modality, tuple[str, str]] = {
     "text": ("a text", "str"),
     "prompt": ("a text, or messages", "str, or MessagesInput"),

@@ -1,4 +1,4 @@
-"""The places from which scheduled submissions may read: folders and beginnings of URLs (`[worker] schedules`).
+"""The places from which a worker may read: folders, and beginnings of URLs (`[worker] schedules`, `trainings`).
 
 A schedule is a row that anybody with the store's password can write, and a worker's machine opens its source.
 """
@@ -35,14 +35,19 @@ class AllowedPlaces:
         """The places, and the folders to which those that are links lead."""
         return tuple(sorted({*self.places, *map(str, self._roots())}))
 
-    def check(self) -> None:
-        """Raise ValueError for a place that is neither a folder nor such a beginning."""
+    def check(self, setting: str, *, urls: bool = True) -> None:
+        """Raise ValueError, which names the setting, for a place that is neither a folder nor such a beginning.
+
+        Without `urls`, folders alone are places.
+        """
         for place in self.places:
             if not place.strip():
-                raise ValueError("`schedules` has an empty place; name a folder or a URL, or leave it out")
+                raise ValueError(f"`{setting}` has an empty place; name a folder{' or a URL' * urls}, or leave it out")
+            if "://" in place and not urls:
+                raise ValueError(f"`{setting}` has {place!r}, which is no folder of this machine; name one")
             if "://" in place and not (_PREFIX.fullmatch(place) and _is_plain(place) and "::" not in place):
                 forms = "s3://bucket/, https://host/folder/ with the slash at its end, or a folder without file://"
-                raise ValueError(f"`schedules` has {place!r}, under which no source is; write {forms}")
+                raise ValueError(f"`{setting}` has {place!r}, under which no source is; write {forms}")
 
     def may_read(self, submission: str) -> bool:
         """Return whether all sources of a schedule's submission may be read here. Links are followed."""

@@ -54,7 +54,7 @@ def _span(name: str, **options: Any) -> Iterator[Span]:
 
 @contextmanager
 def submitting(tasks: Iterable[str], priority: Priority, items: int | None = None) -> Iterator[TraceContext | None]:
-    """Span a submission. Give what its messages carry; None without a trace. `items` is None for any number."""
+    """Span a submission. Yields the header of its messages; None without a trace. `items` is None for any number."""
     api = _api()
     if api is None:
         yield None

@@ -1,14 +1,17 @@
-"""Read safetensors files that declare their format in the metadata (heads, tables, series, indexes), without torch."""
+"""Safetensors files that declare their format in the metadata (heads, tables, series, indexes), read without torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from producers.wire.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -36,3 +39,12 @@ def read_described(
         return decode(metadata)
     except (OSError, SafetensorError, ValueError, KeyError, msgspec.DecodeError) as error:
         raise ConfigurationError(f"{where}{path}: {error}; {remedy}") from error
+
+
+def write_described(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors with the metadata that `read_described` reads."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, dict(metadata))
+    path.chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user

@@ -11,7 +11,6 @@ import numpy as np
 
 from producers.wire.kinds.explanation import Area, Explanation, PixelMap
 from workers.models.built_in.vision.vision_model import VisionModel
-from workers.models.explaining.gradients import margin
 from workers.models.explaining.subject import Attribution, IntegrationPath, M, Points, Subject
 from workers.models.huggingface.vision.image_heads import ImageClassification
 from workers.models.huggingface.vision.image_models import ImageModel
@@ -41,10 +40,6 @@ class ImageSubject(Subject[M]):
     @abstractmethod
     def _logits(self, values: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run the network over `(rows, 3, height, width)`, and return each task's logits for its rows."""
-
-    @abstractmethod
-    def _rivals(self, task: str) -> bool:
-        """Whether the task's labels exclude each other."""
 
     @property
     @abstractmethod
@@ -84,17 +79,7 @@ class ImageSubject(Subject[M]):
         import torch
 
         values = torch.cat([own.values for own in points])
-        tasks = [own.line.task for own in points for _ in own.values]
-        targets = torch.tensor([own.target for own in points for _ in own.values], device=values.device)
-        wanted = {
-            task: torch.tensor([n for n, own in enumerate(tasks) if own == task], device=values.device)
-            for task in dict.fromkeys(tasks)
-        }
-        odds = values.new_zeros(len(values))
-        for task, logits in self._logits(values, wanted).items():
-            own = margin(logits, targets[wanted[task]], rivals=self._rivals(task))
-            odds = odds.index_add(0, wanted[task], own)
-        return odds
+        return self.odds(points, lambda rows: self._logits(values, rows))
 
     def condensed(self, contributions: torch.Tensor) -> torch.Tensor:
         """Return the sums over the fields of the image, whose sides are near `FIELD` pixels and divide it evenly."""
@@ -130,9 +115,6 @@ class OwnImages(ImageSubject[VisionModel]):
         logits: torch.Tensor = self.model.module.network(pixel_values=values).logits
         return {task: logits.index_select(0, own) for task, own in rows.items()}
 
-    def _rivals(self, task: str) -> bool:
-        return True
-
     @property
     def _baseline(self) -> str:
         return _MEAN
@@ -160,7 +142,7 @@ class FolderImages(ImageSubject[ImageModel]):
         found = self.model.networks.run({"pixel_values": values}, rows)
         return {task: output.logits for task, output in found.items()}
 
-    def _rivals(self, task: str) -> bool:
+    def rivals(self, task: str) -> bool:
         head = self.model.heads[task]
         assert isinstance(head, ImageClassification), "only classification is explained"
         return head.function == "softmax"

@@ -15,7 +15,6 @@ import numpy as np
 
 from producers.wire.kinds.explanation import Explanation, WordPart
 from workers.models.built_in.text.text_model import TextModel
-from workers.models.explaining.gradients import margin
 from workers.models.explaining.subject import Attribution, IntegrationPath, M, Points, Subject
 from workers.models.huggingface.text import label_heads
 from workers.models.huggingface.text.encoder import EncoderModel
@@ -54,10 +53,6 @@ class TextSubject(Subject[M]):
     @abstractmethod
     def _logits(self, batch: Mapping[str, torch.Tensor], rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run the network over `ids`, `mask` …, all `(rows, tokens)`, and each task's head over its rows."""
-
-    @abstractmethod
-    def _rivals(self, task: str) -> bool:
-        """Whether the task's labels exclude each other."""
 
     # --- in the parent process ---
 
@@ -110,22 +105,8 @@ class TextSubject(Subject[M]):
         longest = max(len(own.line.x) for own in points)
         batch = _padded(points, longest)
         embedded = torch.cat([_extended(own.values, longest) for own in points])
-        rows: dict[str, list[int]] = {}
-        targets: dict[str, list[int]] = {}
-        place = 0
-        for own in points:
-            count = len(own.values)
-            rows.setdefault(own.line.task, []).extend(range(place, place + count))
-            targets.setdefault(own.line.task, []).extend([own.target] * count)
-            place += count
         with _in_place_of(self._embeddings, batch["ids"], embedded):
-            wanted = {task: torch.tensor(places, device=embedded.device) for task, places in rows.items()}
-            found = self._logits(batch, wanted)
-        odds = embedded.new_zeros(len(embedded))
-        for task, logits in found.items():
-            own_targets = torch.tensor(targets[task], device=embedded.device)
-            odds = odds.index_add(0, wanted[task], margin(logits, own_targets, rivals=self._rivals(task)))
-        return odds
+            return self.odds(points, lambda rows: self._logits(batch, rows))
 
     def condensed(self, contributions: torch.Tensor) -> torch.Tensor:
         return contributions.sum(-1)
@@ -156,9 +137,6 @@ class OwnTexts(TextSubject[TextModel]):
     def _logits(self, batch: Mapping[str, torch.Tensor], rows: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         features = self._module(batch["ids"], batch["mask"].bool()) | {"mask": batch["mask"].bool()}
         return {task: self.model.logits(task, features, own) for task, own in rows.items()}
-
-    def _rivals(self, task: str) -> bool:
-        return True
 
     @property
     def _module(self) -> Any:
@@ -209,7 +187,7 @@ class FolderTexts(TextSubject[EncoderModel]):
             for task, output in networks.run(inputs, rows, adapters).items()
         }
 
-    def _rivals(self, task: str) -> bool:
+    def rivals(self, task: str) -> bool:
         head = self.model.heads[task]
         assert isinstance(head, label_heads.Classification), "only classification is explained"
         return head.function == "softmax"

@@ -64,7 +64,7 @@ class ExplainingModel(EngineModel[ExplainingEngine]):
 
     @cached_property
     def base(self) -> Model:
-        """The explained model, on the reference backend, whatever backend the fleet uses."""
+        """The explained model, always on the reference backend."""
         own = self.spec
         spec = ModelSpec(own.name, own.folder, own.revision, own.tasks, self.options.options)
         model: Model = class_lookup.find(self.options.class_)(spec)

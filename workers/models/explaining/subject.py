@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from producers.wire.kinds.explanation import Explanation
+from workers.models.explaining.gradients import margin
 from workers.models.interface.model import Array, Arrays, Model, Prepared
 
 if TYPE_CHECKING:
@@ -78,6 +79,28 @@ class Subject(ABC, Generic[M]):
     @abstractmethod
     def log_odds(self, points: Sequence[Points]) -> torch.Tensor:
         """Return the log-odds at all points, concatenated, as a differentiable function of the points' `values`."""
+
+    def rivals(self, task: str) -> bool:
+        """Return whether the task's labels exclude each other."""
+        return True
+
+    def odds(
+        self, points: Sequence[Points], logits_of: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+    ) -> torch.Tensor:
+        """Return the log-odds at all points, from a function that gives each task's logits for its rows among them."""
+        import torch
+
+        device = points[0].values.device
+        tasks = [own.line.task for own in points for _ in own.values]
+        targets = torch.tensor([own.target for own in points for _ in own.values], device=device)
+        rows = {
+            task: torch.tensor([n for n, own in enumerate(tasks) if own == task], device=device)
+            for task in dict.fromkeys(tasks)
+        }
+        odds = points[0].values.new_zeros(len(tasks))
+        for task, logits in logits_of(rows).items():
+            odds = odds.index_add(0, rows[task], margin(logits, targets[rows[task]], rivals=self.rivals(task)))
+        return odds
 
     @abstractmethod
     def condensed(self, contributions: torch.Tensor) -> torch.Tensor:

@@ -163,7 +163,7 @@ def _call(name: str, argument: nodes.Expr) -> nodes.Call:
 
 
 class _GenerationBlock(Extension):
-    """The block ``{% generation %}``, which marks the assistant's words for training. It writes what is in it."""
+    """The block ``{% generation %}``, which marks the assistant's words for training. It writes its content."""
 
     tags = {"generation"}  # noqa: RUF012 - as in the base class
 

@@ -17,8 +17,8 @@ from workers.models.adapters.low_rank import AdapterRows
 from workers.models.backends.choice import DTYPES
 from workers.models.generation import key_value_memory
 from workers.models.generation.key_value_memory import Block, CacheShape
-from workers.models.huggingface.checkpoint import Checkpoint, loading
-from workers.models.huggingface.checkpoint_networks import refuse_missing
+from workers.models.huggingface.checkpoint import Checkpoint
+from workers.models.huggingface.checkpoint_networks import read_network, refuse_missing
 
 #: The tokens of the rows that are tried when a network is loaded. An attention of its own may have a window that it
 #: counts from the end of the longest row.
@@ -94,18 +94,10 @@ class DecoderNetwork:
             self._adapter_rows = low_rank.attach(self._model, self._adapters)
 
     def _read(self, attention: str) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        with loading(self._folder, self._where):
-            network, report = AutoModelForCausalLM.from_pretrained(
-                self._folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=getattr(torch, DTYPES[self._precision]),
-                attn_implementation=attention,
-                output_loading_info=True,
-            )
+        dtype = getattr(torch, DTYPES[self._precision])
+        network, report = read_network(
+            "AutoModelForCausalLM", self._folder, self._where, dtype, attn_implementation=attention
+        )
         refuse_missing(sorted(report["missing_keys"]), report["unexpected_keys"], network, self._folder, self._where)
         return network
 

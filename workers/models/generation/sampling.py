@@ -14,7 +14,7 @@ _COLDEST = 1e-6
 
 
 class Sampler:
-    """Chooses the tokens of a row. The same seed gives the same tokens, whatever the row's neighbours are."""
+    """Chooses the tokens of a row. The same seed gives the same tokens beside any neighbours."""
 
     def __init__(self, sampling: Sampling, rules: Sequence[Rule] = ()) -> None:
         self._sampling = sampling

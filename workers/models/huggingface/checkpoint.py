@@ -118,7 +118,7 @@ class Checkpoint:
         return any((self.folder / name).is_file() for name in (_WEIGHTS, f"{_WEIGHTS}.index.json"))
 
     def check_weights(self) -> None:
-        """Raise ConfigurationError if the folder has no weights as safetensors: with what it has, and the remedy."""
+        """Raise ConfigurationError, with the remedy, if the folder has no weights as safetensors."""
         if method := refused_folders.quantised(self.folder, self.config):
             problem = f"the weights in {self.folder} are quantised ({method}), which is not served"
             raise ConfigurationError(f"{self.where}: {problem}; name the folder of the model before its quantisation")

@@ -194,24 +194,12 @@ class CheckpointNetworks:
         return call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
 
     def _load(self, network: CheckpointNetwork) -> Any:
-        import transformers
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # a worker's log is not a terminal
         auto = network.auto
         names = Checkpoint(network.folder, self._where).config.get("architectures") or [""]
         if auto == BACKBONE and str(names[0]).endswith("EncoderModel"):
             auto = "AutoModelForTextEncoding"  # the encoder alone of a network from text to text, such as T5
-        with loading(network.folder, self._where):
-            loaded, report = getattr(transformers, auto).from_pretrained(
-                network.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=self.dtype,
-                output_loading_info=True,
-                **_as_adapted(network.adapter),
-            )
+        options = _as_adapted(network.adapter)
+        loaded, report = read_network(auto, network.folder, self._where, self.dtype, **options)
         if getattr(loaded.config, "pad_token_id", 0) is None:
             # a decoder that classifies takes no batch without a padding token, and skips it at the end of a text: with
             # a number that no token has it reads the last position, and the trial finds that it must not be padded
@@ -240,6 +228,30 @@ class CheckpointNetworks:
                 raise ConfigurationError(f"{self._where}: {problem}; make it a separate model")
             setattr(head, head.base_model_prefix, replay())
         return shared
+
+
+def read_network(
+    auto: str, folder: Path, where: str, dtype: torch.dtype, **options: Any
+) -> tuple[Any, Mapping[str, Any]]:
+    """Return the network of a folder by a class of transformers, and transformers' report of missing and other weights.
+
+    Raises ConfigurationError, which names the setting `where`.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a worker's log is not a terminal
+    with loading(folder, where):
+        network, report = getattr(transformers, auto).from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            output_loading_info=True,
+            **options,
+        )
+    return network, report
 
 
 def refuse_missing(missing: Sequence[str], unexpected: Collection[str], network: Any, folder: Path, where: str) -> None:

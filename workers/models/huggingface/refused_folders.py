@@ -1,4 +1,4 @@
-"""What a folder is that cannot be served: the sentences for what is missing, and for what transformers cannot load."""
+"""Reasons why a folder cannot be served: missing files, and folders that transformers cannot load."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _names(file: Path) -> Collection[str]:
 
 
 def without_weights(folder: Path) -> tuple[str, str]:
-    """Return what a folder has in place of weights as safetensors, and the remedy."""
+    """Return the weights of another format that a folder has, in words, and the remedy."""
     found = [(name, remedy) for name, pattern, remedy in OTHER_WEIGHTS if any(folder.glob(pattern))]
     if not found and (other := sorted(folder.glob("*.safetensors"))):
         return f", only {other[0].name}, whose name transformers does not look for", _SAVED_AGAIN
@@ -85,7 +85,7 @@ def without_weights(folder: Path) -> tuple[str, str]:
 
 
 def without_config(folder: Path) -> tuple[str, str] | None:
-    """Return what a folder without a ``config.json`` is, and the remedy; None if its files do not tell."""
+    """Return the nature of a folder without a ``config.json`` in words, and the remedy; None if unknown."""
     if (folder / "modules.json").is_file():
         return _sentence_modules(folder)
     if (folder / "adapter_config.json").is_file():

@@ -31,6 +31,8 @@ from workers.shipped_heads.text import teacher
 from workers.shipped_heads.text.teacher import TYPES, Marked
 from workers.training import head_features
 from workers.training.data import SEED
+from workers.training.kinds.labelled_kind import IGNORED
+from workers.training.training_batches import by_size
 
 LABELS = ("O", *(f"{place}-{type_}" for type_ in TYPES for place in "BI"))
 
@@ -38,7 +40,6 @@ _TEXTS = 2_400
 _EPOCHS = 6
 _BATCH_TOKENS = 2_000
 _LEARNING_RATE = 1.5e-3
-_NOT_JUDGED = -100  # the label that cross_entropy ignores
 
 
 class EntityRows:
@@ -57,11 +58,7 @@ class EntityRows:
     def batches(self, random: Random | None = None) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         """Yield padded batches of texts of similar length, in random order for training."""
         sizes = [len(row) * (random.uniform(0.9, 1.1) if random else 1) for row in self.tokens]
-        groups: list[list[int]] = [[]]
-        for place in sorted(range(len(sizes)), key=sizes.__getitem__):
-            if groups[-1] and (len(groups[-1]) + 1) * sizes[place] > _BATCH_TOKENS:
-                groups.append([])
-            groups[-1].append(place)
+        groups = list(by_size(sizes, _BATCH_TOKENS))
         if random:
             random.shuffle(groups)
         for group in groups:
@@ -71,7 +68,7 @@ class EntityRows:
         size = (len(group), max(len(self.tokens[n]) for n in group))
         tokens = torch.zeros(*size, self.tokens[0].shape[1])
         mask, written = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.uint8)
-        wanted = torch.full(size, _NOT_JUDGED)
+        wanted = torch.full(size, IGNORED)
         for row, place in enumerate(group):
             length = len(self.tokens[place])
             tokens[row, :length] = torch.from_numpy(self.tokens[place].astype(np.float32))
@@ -83,7 +80,7 @@ class EntityRows:
 
 def labels_of(marked: Marked, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     """Return the number in `LABELS` of each token's label; special tokens are not judged."""
-    found = np.full(len(offsets), _NOT_JUDGED, dtype=np.int64)
+    found = np.full(len(offsets), IGNORED, dtype=np.int64)
     for place, (start, end) in enumerate(offsets):
         if end > start:
             own = next((one for one in marked.entities if start < one.end and end > one.start), None)
@@ -118,7 +115,7 @@ def train(known: EntityRows, unseen: EntityRows, console: Console) -> TokenLabel
 
 
 def loss_of(module: TokenLabels, read: dict[str, torch.Tensor], wanted: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(module(read).flatten(0, 1), wanted.flatten(), ignore_index=_NOT_JUDGED)
+    return functional.cross_entropy(module(read).flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
 
 
 def judge_loss(module: TokenLabels, rows: EntityRows) -> float:
@@ -126,7 +123,7 @@ def judge_loss(module: TokenLabels, rows: EntityRows) -> float:
     total = count = 0.0
     with torch.inference_mode():
         for read, wanted in rows.batches():
-            tokens = int((wanted != _NOT_JUDGED).sum())
+            tokens = int((wanted != IGNORED).sum())
             total, count = total + float(loss_of(module, read, wanted)) * tokens, count + tokens
     return total / count
 

@@ -30,6 +30,8 @@ from workers.shipped_heads.text import descriptions
 from workers.shipped_heads.text.descriptions import Pair
 from workers.shipped_heads.translation.pieces import PAD, VOCABULARY, likeness_of_pieces, train_pieces
 from workers.training import data
+from workers.training.kinds.labelled_kind import padded
+from workers.training.training_batches import by_size
 
 _WIDTH = 192
 _BATCH_TOKENS = 1024
@@ -91,11 +93,7 @@ def batches(tokens: Tokens, random: Random | None) -> Iterator[tuple[torch.Tenso
         len(a) + len(b) + (random.random() * 4 if random else 0)
         for a, b in zip(tokens.source, tokens.target, strict=True)
     ]
-    groups: list[list[int]] = [[]]
-    for place in sorted(range(len(sizes)), key=sizes.__getitem__):
-        if (len(groups[-1]) + 1) * sizes[place] > _BATCH_TOKENS:
-            groups.append([])
-        groups[-1].append(place)
+    groups = list(by_size(sizes, _BATCH_TOKENS))
     if random:
         random.shuffle(groups)
     for group in groups:
@@ -103,10 +101,7 @@ def batches(tokens: Tokens, random: Random | None) -> Iterator[tuple[torch.Tenso
 
 
 def _padded(rows: Sequence[Ids]) -> torch.Tensor:
-    found = torch.full((len(rows), max(map(len, rows))), PAD)
-    for place, row in enumerate(rows):
-        found[place, : len(row)] = torch.from_numpy(row)
-    return found
+    return torch.from_numpy(padded(rows, PAD))
 
 
 def loss_of(model: Any, source: torch.Tensor, target: torch.Tensor, smoothing: float) -> torch.Tensor:

@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.training import data
-
-#: The split: every fifth digit of each kind is held out.
-SEED = 20261122
+from workers.training.data import SEED
 
 #: Height and width of a picture: the digits' 28, and a margin.
 SIDE = 32

@@ -29,9 +29,9 @@ from workers.models.sources import model_source
 from workers.shipped_heads.vision import digits, statements
 from workers.shipped_heads.vision.digits import Digits
 from workers.shipped_heads.vision.statements import Statement
+from workers.training.data import SEED
 
 LABELS = ("false", "true")
-SEED = 20261122
 
 _IMAGES, _EACH = 64, 8  # of a step: this many digits, each with this many statements
 _RATE = 1.5e-3

@@ -26,7 +26,8 @@ from workers.models.diffusion.diffusion_model import DiffusionModel
 from workers.models.interface.model import ModelSpec
 from workers.models.sources import model_source
 from workers.shipped_heads.vision import digits
-from workers.shipped_heads.vision.digits import SEED, WORDS, Digits
+from workers.shipped_heads.vision.digits import WORDS, Digits
+from workers.training.data import SEED
 
 #: The model's default options; as in builtin.toml's example and docs/models.md.
 PARAMS = {"num_inference_steps": 20, "guidance_scale": 3.0}

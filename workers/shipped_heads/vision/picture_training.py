@@ -27,7 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from workers.models.sources import model_source
 from workers.shipped_heads.vision import digits
-from workers.shipped_heads.vision.digits import SEED, SIDE, Digits
+from workers.shipped_heads.vision.digits import SIDE, Digits
+from workers.training.data import SEED
 
 BATCH = 64
 _AUTOENCODER_BATCH = 32

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+from workers.shipped_heads.vision.digits import WORDS
+
 DIGITS = range(10)
 
 #: By fact: phrasings to train on, and held-out phrasings. `{a}` and `{b}` are words or figures.

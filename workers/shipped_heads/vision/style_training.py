@@ -25,8 +25,9 @@ from torch.nn import functional
 
 from workers.models.built_in.vision.style_network import StyleNetwork
 from workers.models.sources import model_source
-from workers.shipped_heads.vision.styles import SEED, STYLES
+from workers.shipped_heads.vision.styles import STYLES
 from workers.training import data
+from workers.training.data import SEED
 
 BATCH = 3
 SIDE = 128

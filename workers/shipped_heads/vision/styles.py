@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from workers.training.data import SEED
+
 SIDE = 384
-SEED = 20261122
 
 _WARM = ((196, 62, 40), (232, 150, 52), (246, 218, 140), (44, 84, 120), (110, 164, 160), (244, 238, 220), (120, 36, 60))
 _COOL = ((18, 38, 92), (36, 84, 160), (90, 150, 206), (240, 206, 90), (250, 240, 200), (20, 60, 80), (160, 196, 214))

@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from producers.sources import Source
@@ -28,8 +27,6 @@ from workers.training.recipes.recipe_file import RecipeFile, TaskTable
 
 #: Fewer rows than this neither teach nor judge a model.
 LEAST_ROWS = 8
-
-_MOST_NAMED = 10
 
 #: A task's kind of training by its function from raw scores to scores.
 _OF_LABELS = {"softmax": "classification", "sigmoid": "multi-label", "none": "regression"}
@@ -85,8 +82,7 @@ def from_file(path: Path, model: EncoderModel, held_out: float) -> CompressRows:
             rows += _inputs(kinds, LabelledRow(origin, columns, labels))
         except InvalidInput as error:
             bad.append(error)
-    if bad:
-        raise BadRows.of(bad[:_MOST_NAMED], max(0, len(bad) - _MOST_NAMED))
+    BadRows.raise_for(bad)
     return _parted(kinds, rows, held_out, str(path))
 
 
@@ -167,9 +163,3 @@ def _parted(
         if isinstance(kind, RegressionKind) and (own := [row.labels[name] for row in rows if name in row.labels]):
             kind.units = float(np.std(own)) or 1.0, float(np.mean(own))
     return CompressRows(kinds, [row for row in rows if places[row.content] % every], judged)
-
-
-def params_of(kind: LabelledKind) -> msgspec.Struct:
-    """Return the parameters with which a task is judged; long texts are cut."""
-    params = kind.params
-    return msgspec.structs.replace(params, truncation=True) if hasattr(params, "truncation") else params

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
 
-from producers.wire.atomic_files import atomically
+from producers.wire.atomic_files import atomically, write_json
 from producers.wire.errors import ConfigurationError
 from workers.device.device_process import ModelToLoad
 from workers.models.backends.choice import REFERENCE, Backend
@@ -231,7 +231,7 @@ def _write(out: Path, variants: Mapping[str, Variant], chosen: str, card: Compre
     for folder in out.iterdir():
         if folder.name != chosen:
             shutil.rmtree(folder)
-    (out / CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
+    write_json(out / CARD, card)
     with atomically(out / SETTINGS) as part:
         part.write_text(settings_of(variants[chosen].model, out), encoding="utf-8")
 
@@ -242,22 +242,10 @@ def settings_of(model: ModelToLoad, out: Path) -> str:
     def relative(path: str) -> str:
         return str(Path(path).relative_to(out))
 
-    heads = {task: relative(path) for task, path in model.options["heads"].items()}
-    table = f"models.{json.dumps(model.name)}"
-    lines = [
-        "# Made by `argosy compress`. Serve it: ARGOSY_FLEET=this file argosy up",
-        "# Without the table [worker], the built-in models are served, too.",
-        "[worker]",
-        f"models = [{json.dumps(model.name)}]",
-        "",
-        f"[{table}]",
-        *([f"class = {json.dumps(model.class_)}"] if model.class_ != _CHECKPOINT else []),
-        f"source = {{ path = {json.dumps(relative(model.folder))} }}",
-    ]
+    table: dict[str, Any] = {} if model.class_ == _CHECKPOINT else {"class": model.class_}
+    table["source"] = {"path": relative(model.folder)}
     if not model.backend.is_reference:
-        lines += [f'backend = "{model.backend.name}"', f'precision = "{model.backend.precision}"']
-    lines += ["", f"[{table}.options]"]
-    lines += [f"{name} = {toml_text.value(own)}" for name, own in {**model.options, "heads": heads}.items()]
-    lines += ["", f"[{table}.tasks]"]
-    lines += [f"{json.dumps(task)} = {json.dumps(kind)}" for task, (kind, _) in model.tasks.items()]
-    return "\n".join(lines) + "\n"
+        table |= {"backend": model.backend.name, "precision": model.backend.precision}
+    heads = {task: relative(path) for task, path in model.options["heads"].items()}
+    kinds = {task: kind for task, (kind, _) in model.tasks.items()}
+    return toml_text.served_alone(model.name, table, {**model.options, "heads": heads}, kinds, command="compress")

@@ -66,7 +66,7 @@ def _only(networks: TaskNetworks, layers: Sequence[int]) -> Iterator[None]:
 
 
 def _layers(networks: TaskNetworks, rows: TokenizedRows, count: int) -> list[int]:
-    """Return the `count` layers without whose fellows the answers change least, found greedily."""
+    """Return the `count` layers to keep. One layer goes at a time: without it, the answers change least."""
     lessons = rows.some(FOR_LAYERS)
     with torch.inference_mode():
         expected = [networks(own.inputs)[0] for own in lessons]

@@ -17,7 +17,7 @@ from workers.models.huggingface.text_head import TextHead
 from workers.models.huggingface.token_sequences import Batch
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface.model import Array
-from workers.training.compressing.compress_rows import CompressRow, params_of
+from workers.training.compressing.compress_rows import CompressRow
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.span_kinds import TokenLabelKind
 from workers.training.training_batches import all_of, by_size
@@ -57,7 +57,7 @@ class TokenizedRows:
     """The distinct token sequences of rows, as the served model reads them."""
 
     def __init__(self, model: EncoderModel, kinds: Mapping[str, LabelledKind], rows: Sequence[CompressRow]) -> None:
-        params = [{task: params_of(kinds[task]) for task in row.tasks} for row in rows]
+        params = [{task: kinds[task].cut_params for task in row.tasks} for row in rows]
         prepared = all_of(model.prepare_many([row.content for row in rows], params))
         self._batch = Batch(model.collate(prepared), model.checkpoint.pad_id)
         typed = Tokenizing(model.checkpoint).check() and model.checkpoint.config.get("type_vocab_size", 2) > 1

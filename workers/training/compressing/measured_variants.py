@@ -23,7 +23,7 @@ from workers.models.backends.compiled_network import NETWORK
 from workers.models.interface.model import Model
 from workers.models.interface.sample_inputs import Item
 from workers.training.agreement import Trial, answered, run
-from workers.training.compressing.compress_rows import CompressRow, CompressRows, label_of, params_of
+from workers.training.compressing.compress_rows import CompressRow, CompressRows, label_of
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.training_batches import all_of, by_size
 
@@ -91,7 +91,7 @@ class Measurement:
 
     def __init__(self, rows: CompressRows, threads: int, turns: int = TURNS) -> None:
         self._rows, self._kinds = rows.judged, rows.kinds
-        self._items = [(row.content, {task: params_of(rows.kinds[task]) for task in row.tasks}) for row in rows.judged]
+        self._items = [(row.content, {task: rows.kinds[task].cut_params for task in row.tasks}) for row in rows.judged]
         self._threads = threads
         self._turns = turns
         self._loaded: list[Loaded] = []

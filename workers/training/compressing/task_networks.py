@@ -14,8 +14,7 @@ from torch import nn
 from producers.wire.errors import ConfigurationError
 from workers.batching.serving import served_models
 from workers.device.device_process import ModelToLoad
-from workers.models.huggingface.checkpoint import loading
-from workers.models.huggingface.checkpoint_networks import replay
+from workers.models.huggingface.checkpoint_networks import read_network, replay
 from workers.models.huggingface.network_calls import accepted, call
 from workers.models.huggingface.text.encoder import EncoderModel
 from workers.models.huggingface.text.task_heads import PooledClassification
@@ -132,9 +131,6 @@ def served(wanted: ModelToLoad) -> EncoderModel:
 
 def load(model: EncoderModel) -> TaskNetworks:
     """Return the networks of a served model, in fp32 on the CPU, in evaluation mode."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     networks = {task: _loaded(head, f"models.{model.spec.name}") for task, head in model.heads.items()}
     backbones = [network.base_model for network in networks.values()]
     backbone = max(backbones, key=lambda backbone: len(backbone.state_dict()))
@@ -149,17 +145,7 @@ def load(model: EncoderModel) -> TaskNetworks:
 
 
 def _loaded(head: TextHead, where: str) -> Any:
-    import transformers
-
-    with loading(head.checkpoint.folder, where):
-        network, report = getattr(transformers, head.auto).from_pretrained(
-            head.checkpoint.folder,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+    network, report = read_network(head.auto, head.checkpoint.folder, where, torch.float32)
     if any(name.startswith("pooler.") for name in report["missing_keys"]):
         network.pooler = None  # transformers would make one of random numbers
     return network

@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from producers.wire.atomic_files import write_json
 from producers.wire.catalogue import Catalogue
 from producers.wire.command_line import one_line_errors
 from workers.models.sources import model_source
@@ -42,7 +42,7 @@ def main() -> None:
         frozen = head_features.text_model(cache, {task: Catalogue.builtin().tasks[task] for task in splits})
         scores = result.judge(joint, frozen, {task: split.test for task, split in splits.items()})
         card = Card(encoder.revision, training_checkpoint.best_step(asked.out), recipe, scores)
-        (asked.out / result.CARD).write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")
+        write_json(asked.out / result.CARD, card)
         _show(scores, console)
         console.print(f"wrote {asked.out}; serve it by ARGOSY_FLEET={asked.out / result.SETTINGS} argosy up")
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU for each process")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step (default: %(default)s)")
-    parser.add_argument("--split", choices=get_args(Split), default="rows", help="what processes share out")
+    parser.add_argument("--split", choices=get_args(Split), default="rows", help="the processes' shares of a training")
     defaults = Recipe()
     for name in (
         "steps",

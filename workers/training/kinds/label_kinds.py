@@ -12,12 +12,10 @@ import numpy as np
 from producers.wire.errors import InvalidInput
 from producers.wire.kinds.text import TextClassificationParams
 from workers.models.interface.model import Array
-from workers.training.kinds.labelled_kind import LabelledKind, NumberLabels, Pair, listed, unknown_label
+from workers.training.kinds.labelled_kind import IGNORED, LabelledKind, NumberLabels, Pair, listed, unknown_label
 
 if TYPE_CHECKING:
     import torch
-
-_NONE = -100
 
 #: The least number of right labels for a choice of a threshold, and the least threshold.
 _ENOUGH, _LEAST = 20, 1e-3
@@ -93,12 +91,12 @@ class ClassificationKind(TextLabels):
 
     @property
     def blank(self) -> Array:
-        return np.array([_NONE])
+        return np.array([IGNORED])
 
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
 
-        return functional.cross_entropy(values[:, 0], targets, reduction="none", ignore_index=_NONE)
+        return functional.cross_entropy(values[:, 0], targets, reduction="none", ignore_index=IGNORED)
 
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
         found = [(answer[0]["label"], wanted) for answer, wanted in pairs]

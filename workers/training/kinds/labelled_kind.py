@@ -19,6 +19,9 @@ from workers.models.interface.model import Array
 if TYPE_CHECKING:
     import torch
 
+#: The target of a token or an example without a loss, which `torch.nn.functional.cross_entropy` leaves out.
+IGNORED = -100
+
 #: An answer as a worker gives it, and the right answer.
 Pair = tuple[Any, Any]
 
@@ -104,6 +107,12 @@ class LabelledKind(ABC):
     def params(self) -> msgspec.Struct:
         """The parameters with which the served task is judged."""
         return self.kind.params()
+
+    @property
+    def cut_params(self) -> msgspec.Struct:
+        """The same parameters, with which long texts are cut."""
+        params = self.params
+        return msgspec.structs.replace(params, truncation=True) if hasattr(params, "truncation") else params
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -245,3 +254,11 @@ def listed(value: Any, where: str) -> list[Any]:
 def unknown_label(label: str, where: str) -> InvalidInput:
     remedy = "correct it, add training rows with it, or take the row out"
     return InvalidInput(where, f"is {label!r}, a label that no training row has", remedy)
+
+
+def padded(rows: Sequence[Any], value: int = IGNORED) -> Array:
+    """Return rows of whole numbers as `(rows, the longest)`, shorter ones filled up with a value."""
+    whole = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for place, row in enumerate(rows):
+        whole[place, : len(row)] = row
+    return whole

@@ -18,13 +18,12 @@ from workers.models.huggingface.text.answers import AnswerWindows
 from workers.models.huggingface.text.entities import EntityWindows
 from workers.models.interface.model import Array
 from workers.training.kinds.label_kinds import f1
-from workers.training.kinds.labelled_kind import LabelledKind, Pair, listed, unknown_label
+from workers.training.kinds.labelled_kind import IGNORED, LabelledKind, Pair, listed, padded, unknown_label
 
 if TYPE_CHECKING:
     import torch
     from tokenizers import Encoding
 
-_NONE = -100
 _OUTSIDE = "O"
 
 
@@ -97,14 +96,14 @@ class TokenLabelKind(LabelledKind):
 
     def targets(self, label: tuple[LabelledSpan, ...], aside: EntityWindows) -> Array:
         windows = [self._window(label, encoding) for encoding in aside.encodings]
-        return _stacked(windows)
+        return padded(windows)
 
     def _window(self, label: tuple[LabelledSpan, ...], encoding: Encoding) -> list[int]:
         found = []
         for (start, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
             span = next((span for span in label if span.start < end and start < span.end), None)
             if special:
-                found.append(_NONE)
+                found.append(IGNORED)
             elif span is None:
                 found.append(0)
             else:
@@ -114,17 +113,17 @@ class TokenLabelKind(LabelledKind):
 
     @property
     def blank(self) -> Array:
-        return np.full((1, 1), _NONE)
+        return np.full((1, 1), IGNORED)
 
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
 
         scores = values[:, 0, : targets.shape[1]]
-        each = functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none", ignore_index=_NONE)
+        each = functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
         return each.sum(1)
 
     def terms(self, targets: torch.Tensor) -> torch.Tensor:
-        return (targets != _NONE).sum(1)
+        return (targets != IGNORED).sum(1)
 
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
         return {"f1": f1([({_found(one) for one in answer}, set(wanted)) for answer, wanted in pairs])}
@@ -185,13 +184,13 @@ class AnswerKind(LabelledKind):
 
     @property
     def blank(self) -> Array:
-        return np.full((1, 2), _NONE)
+        return np.full((1, 2), IGNORED)
 
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from torch.nn import functional
 
         each = functional.cross_entropy(
-            values[:, 0].transpose(1, 2).flatten(0, 1), targets.flatten(), reduction="none", ignore_index=_NONE
+            values[:, 0].transpose(1, 2).flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED
         )
         return each.view(-1, 2).mean(1)
 
@@ -233,13 +232,6 @@ def _span(given: Any, length: int, where: str) -> LabelledSpan:
 
 def _found(answer: Mapping[str, Any]) -> LabelledSpan:
     return LabelledSpan(answer["start"], answer["end"], answer["entity_group"])
-
-
-def _stacked(rows: Sequence[Sequence[int]]) -> Array:
-    whole = np.full((len(rows), max(map(len, rows))), _NONE)
-    for place, row in enumerate(rows):
-        whole[place, : len(row)] = row
-    return whole
 
 
 def _placed(text: str, context: str, start: int | None, where: str) -> LabelledSpan:

@@ -12,12 +12,10 @@ from producers.wire.errors import InvalidInput
 from producers.wire.kinds.text import GenerationParams
 from producers.wire.messages import Message, MessagesInput
 from workers.models.interface.model import Array
-from workers.training.kinds.labelled_kind import LabelledKind, Pair, listed
+from workers.training.kinds.labelled_kind import IGNORED, LabelledKind, Pair, listed
 
 if TYPE_CHECKING:
     import torch
-
-NONE = -100
 
 
 class WrittenKind(LabelledKind):
@@ -31,14 +29,14 @@ class WrittenKind(LabelledKind):
 
     @property
     def blank(self) -> Array:
-        return np.full((1, 1), NONE)
+        return np.full((1, 1), IGNORED)
 
     def losses(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """`values` has each token's loss, and whether it is the likeliest: `(examples, 1, tokens, 2)`."""
         return values[:, 0, :, 0].sum(1)
 
     def terms(self, targets: torch.Tensor) -> torch.Tensor:
-        return (targets != NONE).sum(1)
+        return (targets != IGNORED).sum(1)
 
 
 class TextToTextKind(WrittenKind):

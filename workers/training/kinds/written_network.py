@@ -9,9 +9,8 @@ import torch
 from torch.nn import functional
 
 from workers.models.huggingface.network_calls import call
-from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.labelled_kind import IGNORED, LabelledKind
 from workers.training.kinds.shared_network import INPUT, Backbone, SharedNetwork, TaskNetwork
-from workers.training.kinds.written_kinds import NONE
 
 LABELS = "labels"
 
@@ -29,10 +28,10 @@ class WritingBackbone(Backbone):
         labels, scores = inputs[LABELS], self.hidden(inputs)
         if not self.backbone.config.is_encoder_decoder:  # the scores at a place are those of the next token
             scores = functional.pad(scores[:, :-1], (0, 0, 1, 0))
-            labels = functional.pad(labels[:, 1:], (1, 0), value=NONE)
+            labels = functional.pad(labels[:, 1:], (1, 0), value=IGNORED)
         scores = scores.float()
         losses = functional.cross_entropy(
-            scores.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=NONE
+            scores.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
         ).view_as(labels)
         return torch.stack([losses, (scores.argmax(-1) == labels).float()], dim=-1)
 

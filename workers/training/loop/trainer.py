@@ -82,11 +82,11 @@ def train(process: Process, work: Work) -> list[LogLine]:
     return list(steps(process, work))
 
 
-def _never() -> bool:
+def never() -> bool:
     return False
 
 
-def steps(process: Process, work: Work, stopping: Callable[[], bool] = _never) -> Iterator[LogLine]:
+def steps(process: Process, work: Work, stopping: Callable[[], bool] = never) -> Iterator[LogLine]:
     """Take a step for each item that the caller asks for. Raises ConfigurationError.
 
     Once a single process finds `stopping` true, after a step or before its evaluation, it writes a checkpoint and
@@ -133,7 +133,7 @@ class Trainer:
         self.known = work.corpus.examples("train", process.device)
         self.unseen = work.corpus.examples("validation", process.device)
 
-    def run(self, stopping: Callable[[], bool] = _never) -> Iterator[LogLine]:
+    def run(self, stopping: Callable[[], bool] = never) -> Iterator[LogLine]:
         corpus, recipe = self.work.corpus, self.recipe
         drawn = Schedule(corpus.stream_sizes, recipe.rows, recipe.temperature, recipe.seed, corpus.stream_tasks)
         if self.process.is_first:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.optim import Optimizer
 
-from producers.wire.atomic_files import atomically
+from producers.wire.atomic_files import write_json
 from producers.wire.errors import ConfigurationError
 from producers.wire.training.training_job import CHECKPOINT
 from workers.training.loop.recipe import Recipe
@@ -160,8 +160,7 @@ def _read(folder: Path, state: dict[str, torch.Tensor], *, together: bool) -> No
 def _point(out: Path, name: str, pointer: Saved | SavedBest) -> None:
     """Name a folder that is whole, and remove older ones."""
     if _is_first():
-        with atomically(out / name, durable=True) as part:
-            part.write_bytes(msgspec.json.format(msgspec.json.encode(pointer)) + b"\n")
+        write_json(out / name, pointer, durable=True)
         kind, _, _ = pointer.folder.partition("-")
         for old in out.glob(f"{kind}-*"):
             if old.name != pointer.folder:

@@ -6,22 +6,16 @@ the points to FILE as JSON. Candidates are loaded and timed by the code that mea
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import torch
-
 from producers.wire.catalogue import Task
 from workers.batching.serving.processor_load import ProcessorTimes, others_share
-from workers.device import accelerator, device_memory
+from workers.device import device_memory
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
 from workers.models.backends.choice import Backend
@@ -39,7 +33,7 @@ from workers.training.training_batches import all_of, by_size
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """The inputs, and what judges answers to them: labels where rows were given, and the original's answers."""
+    """The inputs, and the judges of answers: labels where rows were given, and the answers of the original."""
 
     items: Sequence[Item]
     expected: Sequence[Answered]
@@ -64,6 +58,7 @@ def _agreed(found: Sequence[Answered], expected: Sequence[Answered], task: Task)
 
 def measure(asked: PointsRequest, device: str) -> list[TunedPoint]:
     """Return the points of a variant, and a point without figures for each backend that does not run."""
+    tell(asked.original.build().reference)
     began, on = ProcessorTimes.now(), Device(device, "")
     judging = _judging(asked, on)
     before = judging.accuracy(asked.original.build(), judging.expected)
@@ -109,7 +104,7 @@ def _judging(asked: PointsRequest, on: Device) -> Judging:
     found = compress_rows.from_file(Path(asked.rows), model, 0.5)
     # a recipe's training rows have taught the model
     rows = found.judged if asked.rows.endswith(".toml") else [*found.judged, *found.learnt]
-    items = [(row.content, {task: compress_rows.params_of(found.kinds[task]) for task in row.tasks}) for row in rows]
+    items = [(row.content, {task: found.kinds[task].cut_params for task in row.tasks}) for row in rows]
     expected, each_s = _timed_answers(reference, _prepared(reference, items))
     return Judging(items, expected, each_s, rows, found.kinds)
 
@@ -182,19 +177,5 @@ def _point(asked: PointsRequest, backend: Backend, **figures: Any) -> TunedPoint
     return TunedPoint(variant=asked.variant, threads=asked.cores, backend=backend, **{**none, **figures})
 
 
-def main() -> None:
-    file, device = Path(sys.argv[1]), sys.argv[2]
-    asked: Any = msgspec.json.decode(sys.stdin.buffer.read(), type=PointsRequest)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    accelerator.set_up(Device(device, "").of_torch)
-    tell(asked.original.build().reference)
-    try:
-        points = measure(asked, device)
-    except Exception as error:  # noqa: BLE001 - its caller reports the last line
-        traceback.print_exc()
-        sys.exit(candidates.said(error).removeprefix(f"models.{asked.model.name}: "))
-    file.write_bytes(msgspec.json.encode(points))
-
-
 if __name__ == "__main__":
-    main()
+    candidates.measured_process(PointsRequest, measure)

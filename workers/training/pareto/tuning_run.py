@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from producers.wire.atomic_files import atomically
+from producers.wire.atomic_files import write_json
 from producers.wire.errors import ConfigurationError
 from workers.batching.serving import tuned_backend
 from workers.device.device_process import ModelToLoad
@@ -58,7 +58,7 @@ class TuningRun:
     say: Callable[[str], object]
 
     def measure(self, out: Path) -> TunedFile:
-        """Measure what `out` has not yet; return its file, with the front and the choice.
+        """Make the measurements that `out` lacks; return its file, with the front and the choice.
 
         Raises ConfigurationError if nothing runs, and if the time was over before the original was measured.
         """
@@ -135,6 +135,4 @@ def _kept(file: Path) -> dict[str, list[TunedPoint]]:
 
 def _write(file: Path, found: TunedFile, before: Mapping[str, list[TunedPoint]]) -> None:
     """Write the file, and keep earlier runs of other variants and rows in it."""
-    whole = msgspec.structs.replace(found, runs={**before, **found.runs})
-    with atomically(file) as part:
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
+    write_json(file, msgspec.structs.replace(found, runs={**before, **found.runs}))

@@ -16,10 +16,10 @@ from torch import nn
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface.checkpoint import Checkpoint, loading
-from workers.models.huggingface.checkpoint_networks import replay
+from workers.models.huggingface.checkpoint_networks import read_network, replay
 from workers.models.huggingface.text.task_attention import TaskAttention
 from workers.models.interface.model import Array, Arrays
-from workers.training.kinds.labelled_kind import LabelledKind, Pair
+from workers.training.kinds.labelled_kind import LabelledKind, Pair, padded
 from workers.training.kinds.shared_network import COUNTS, INPUT, OF, TO, Backbone, SharedNetwork, TaskNetwork
 from workers.training.loop.recipe import Recipe
 from workers.training.loop.schedule import Place
@@ -29,8 +29,6 @@ from workers.training.recipes.labelled_rows import BadRows, LabelledRow
 from workers.training.recipes.recipe_file import TrainTable
 from workers.training.recipes.stored_rows import StoredRows
 from workers.training.splits.layouts import NetworkShape
-
-_MOST_NAMED = 10
 
 #: A task's number, the worker's answer, and the label.
 Judged = tuple[int, Any, Any]
@@ -122,6 +120,19 @@ class TrainedFolder(TrainingSubject):
     def collate(self, rows: Sequence[ReadRow]) -> tuple[Arrays, Arrays]:
         """Return the backbone's arguments, and for each task the places of its rows' inputs in them, one by one."""
 
+    def read_input(self, row: LabelledRow, kinds: Sequence[LabelledKind], content: Any) -> ReadRow:
+        """Return a row whose tasks all read one input; the data for `finish` are the prepared input."""
+        prepared = self.model.prepare(content, {kind.name: kind.params for kind in kinds})
+        targets = {kind.name: kind.targets(row.labels[kind.name], None) for kind in kinds}
+        asides = dict.fromkeys(targets, prepared)
+        return ReadRow(prepared.arrays, prepared.size, dict.fromkeys(targets, 1), targets, asides, row.labels)
+
+    def places(self, rows: Sequence[ReadRow]) -> Arrays:
+        """Return the places of each task's rows, where every row is one input."""
+        return {
+            task: np.array([n for n, row in enumerate(rows) if task in row.targets], np.int64) for task in self.tasks
+        }
+
     @property
     def tasks(self) -> Sequence[str]:
         return [task.name for task in self.kinds]
@@ -186,8 +197,7 @@ class TrainedFolder(TrainingSubject):
                 found.append(self.read(row, [kind for kind in self.kinds if kind.name in row.labels]).size)
             except InvalidInput as error:
                 bad.append(InvalidInput(row.origin, str(error)))
-        if bad:
-            raise BadRows.of(bad[:_MOST_NAMED], max(0, len(bad) - _MOST_NAMED))
+        BadRows.raise_for(bad)
         return found
 
     # --- the network ---
@@ -210,18 +220,7 @@ class TrainedFolder(TrainingSubject):
 
     def load(self) -> tuple[Any, Sequence[str]]:
         """Return the backbone, and the names of weights that its folder lacks."""
-        import transformers
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        backbone, report = getattr(transformers, self.auto).from_pretrained(
-            self.backbone,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        backbone, report = read_network(self.auto, self.backbone, "train.backbone", torch.float32)
         return backbone, sorted(report["missing_keys"])
 
     def _build(self, recipe: Recipe) -> SharedNetwork:
@@ -338,8 +337,7 @@ def _joined(targets: Sequence[Array]) -> Array:
     """Concatenate targets. Tokens are padded with a target that has no loss."""
     if targets[0].ndim < 2 or len({own.shape[1] for own in targets}) == 1:
         return np.concatenate(targets)
-    longest = max(own.shape[1] for own in targets)
-    return np.concatenate([np.pad(own, ((0, 0), (0, longest - own.shape[1])), constant_values=-100) for own in targets])
+    return padded([row for own in targets for row in own])
 
 
 def _begun(module: Any, last: nn.Linear, kind: LabelledKind) -> Any:

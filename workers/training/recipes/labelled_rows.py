@@ -49,9 +49,11 @@ class BadRows(ConfigurationError):
     """Rows that cannot be trained on, each named by file, line and field."""
 
     @classmethod
-    def of(cls, errors: Sequence[InvalidInput], more: int) -> BadRows:
-        """Return the error of these rows, and of `more` that are not named."""
-        return cls("\n".join([*map(str, errors), *([f"and {more:,} more"] if more else [])]))
+    def raise_for(cls, errors: Sequence[InvalidInput], more: int = 0) -> None:
+        """Raise the error of these rows and of `more`, if there are any. It names the first."""
+        if errors:
+            unnamed = len(errors[_MOST_NAMED:]) + more
+            raise cls("\n".join([*map(str, errors[:_MOST_NAMED]), *([f"and {unnamed:,} more"] if unnamed else [])]))
 
     @property
     def lines(self) -> list[str]:
@@ -218,8 +220,7 @@ class _Reader:
             self._more += 1
 
     def raise_bad(self) -> None:
-        if self._bad:
-            raise BadRows.of(self._bad, self._more)
+        BadRows.raise_for(self._bad, self._more)
 
 
 def _parted(

@@ -111,16 +111,11 @@ class TrainedNetwork(TrainedFolder):
         """Write the served model's file."""
 
     def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
-        params = {kind.name: kind.params for kind in kinds}
-        prepared = self.model.prepare(self.prepared(row, kinds[0]), params)
-        targets = {kind.name: kind.targets(row.labels[kind.name], None) for kind in kinds}
-        asides = dict.fromkeys(targets, prepared)
-        return ReadRow(prepared.arrays, prepared.size, dict.fromkeys(targets, 1), targets, asides, row.labels)
+        return self.read_input(row, kinds, self.prepared(row, kinds[0]))
 
     def collate(self, rows: Sequence[ReadRow]) -> tuple[Arrays, Arrays]:
         inputs = self.model.collate([next(iter(row.asides.values())) for row in rows])
-        of = {task: np.array([n for n, row in enumerate(rows) if task in row.targets], np.int64) for task in self.tasks}
-        return inputs, of
+        return inputs, self.places(rows)
 
     def answer(self, kind: LabelledKind, outputs: Array, aside: Any) -> Any:
         return self.model.finish(self.model.spec.tasks[kind.name], outputs[0], kind.params, aside)

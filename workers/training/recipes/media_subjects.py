@@ -64,18 +64,13 @@ class TrainedMedia(TrainedFolder):
         super().complete(backbone, missing)
 
     def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
-        params = {kind.name: kind.params for kind in kinds}
-        prepared = self.model.prepare(kinds[0].content(row.columns, row.origin), params)
-        targets = {kind.name: kind.targets(row.labels[kind.name], None) for kind in kinds}
-        asides = dict.fromkeys(targets)
-        return ReadRow(prepared.arrays, prepared.size, dict.fromkeys(targets, 1), targets, asides, row.labels)
+        return self.read_input(row, kinds, kinds[0].content(row.columns, row.origin))
 
     def collate(self, rows: Sequence[ReadRow]) -> tuple[Arrays, Arrays]:
-        of = {task: np.array([n for n, row in enumerate(rows) if task in row.targets], np.int64) for task in self.tasks}
-        return self.inputs([row.arrays for row in rows]), of
+        return self.inputs([row.arrays for row in rows]), self.places(rows)
 
     def answer(self, kind: LabelledKind, outputs: Array, aside: Any) -> Any:
-        return super().answer(kind, outputs[0], aside)
+        return super().answer(kind, outputs[0], None)
 
 
 class TrainedImages(TrainedMedia):

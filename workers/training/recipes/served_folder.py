@@ -21,6 +21,7 @@ from workers.models import huggingface
 from workers.models.huggingface.checkpoint import loading
 from workers.models.huggingface.text import task_heads
 from workers.models.interface.model import Model, ModelSpec
+from workers.training import toml_text
 from workers.training.kinds.labelled_kind import LabelledKind
 from workers.training.kinds.shared_network import TaskNetwork
 from workers.training.kinds.written_kinds import WrittenKind
@@ -158,30 +159,10 @@ def last_layer(module: Any) -> nn.Linear:
 
 def write_fleet(recipe: RecipeFile, out: Path, tasks: Sequence[LabelledKind], class_: str = "") -> Path:
     """Write ``fleet.toml``, by which the folder is served from any place, by a `class_` that has all in one file."""
-    name = recipe.name
+    table = ({"class": class_} if class_ else {}) | {"source": {"path": BACKBONE}}
     options = _options(Path(HEADS), [] if class_ else tasks, recipe.train.max_tokens)
-    written = {option: value if isinstance(value, int) else _inline(value) for option, value in options.items()}
-    lines = [
-        "# Made by `argosy train`. Serve it: ARGOSY_FLEET=this file argosy up",
-        "# Without the table [worker], the built-in models are served, too.",
-        "[worker]",
-        f"models = [{json.dumps(name)}]",
-        "",
-        f"[models.{json.dumps(name)}]",
-        *([f"class = {json.dumps(class_)}"] if class_ else []),
-        f"source = {{ path = {json.dumps(BACKBONE)} }}",
-        "",
-        f"[models.{json.dumps(name)}.options]",
-        *(f"{option} = {value}" for option, value in written.items()),
-        "",
-        f"[models.{json.dumps(name)}.tasks]",
-        *(f"{json.dumps(task.name)} = {json.dumps(task.served)}" for task in tasks),
-    ]
+    kinds = {task.name: task.served for task in tasks}
     path = out / SETTINGS
     with atomically(path) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        part.write_text(toml_text.served_alone(recipe.name, table, options, kinds, command="train"), encoding="utf-8")
     return path
-
-
-def _inline(table: Mapping[str, str]) -> str:
-    return "{ " + ", ".join(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items()) + " }"

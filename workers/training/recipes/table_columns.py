@@ -56,7 +56,7 @@ def value(column: Column, cell: Any, where: str) -> float | str | None:
 
 
 def doubts(name: str, cells: Sequence[Any], remedy: str) -> Iterator[str]:
-    """Yield a sentence for a column that may not be what it seems: an id, or numbers with some words in between."""
+    """Yield a sentence for a doubtful column: an id, or numbers with some words in between."""
     known = [one for cell in cells if (one := _read(cell)) is not None]
     numbers = [one for one in known if isinstance(one, float)]
     words = [one for one in known if isinstance(one, str)]

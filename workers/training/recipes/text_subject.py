@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
-
-import msgspec
 
 from workers.models.huggingface import token_sequences
 from workers.models.interface.model import Arrays
@@ -21,8 +18,7 @@ class TrainedTexts(TrainedFolder):
     def read(self, row: LabelledRow, kinds: Sequence[LabelledKind]) -> ReadRow:
         heads = self.model.heads
         readings = {
-            kind.name: heads[kind.name].read(kind.content(row.columns, row.origin), _cutting(kind.params))
-            for kind in kinds
+            kind.name: heads[kind.name].read(kind.content(row.columns, row.origin), kind.cut_params) for kind in kinds
         }
         arrays = token_sequences.pack({name: reading.sequences for name, reading in readings.items()})
         asides = {name: reading.aside for name, reading in readings.items()}
@@ -43,7 +39,3 @@ class TrainedTexts(TrainedFolder):
     def _gives_types(self) -> bool:
         found: bool = next(iter(self.model.heads.values())).tokenizing.check()
         return found
-
-
-def _cutting(params: Any) -> Any:
-    return msgspec.structs.replace(params, truncation=True) if hasattr(params, "truncation") else params

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
-from producers.wire.atomic_files import atomically
+from producers.wire.atomic_files import write_json
 from producers.wire.errors import ArgosyError, ConfigurationError
 from producers.wire.fleet_file import known
 from workers.models.sources import model_source
@@ -117,7 +117,7 @@ def prepare(recipe: RecipeFile, *, resume: bool, process: Process = _ALONE, spli
 
 
 def doubts(training: RecipeTraining) -> Iterator[str]:
-    """Yield a sentence for each input column of a table that may not be what it seems."""
+    """Yield a sentence for each doubtful input column of a table."""
     if _subject(training.tasks) is TrainedTable:
         for name in training.tasks[0].columns:
             cells = [row.columns.get(name) for row in training.rows.train]
@@ -131,11 +131,7 @@ def follow(process: Process) -> None:
             trainer.train(process, work)
 
 
-def _never() -> bool:
-    return False
-
-
-def run(training: RecipeTraining, show: Show, stopping: Callable[[], bool] = _never) -> TrainingCard:
+def run(training: RecipeTraining, show: Show, stopping: Callable[[], bool] = trainer.never) -> TrainingCard:
     """Train to the end, from the last checkpoint if there is one, and write the folder. Raises ConfigurationError.
 
     The first of several processes calls this; the others `follow`. See `trainer.steps` for `stopping`.
@@ -166,7 +162,7 @@ def run(training: RecipeTraining, show: Show, stopping: Callable[[], bool] = _ne
         recipe=recipe,
         tasks={task.name: _result(training, task, own) for task, own in zip(training.tasks, scores, strict=True)},
     )
-    write_card(training.out, card)
+    write_json(training.out / CARD, card)
     return card
 
 
@@ -174,7 +170,7 @@ def compare(
     training: RecipeTraining,
     card: TrainingCard,
     show: Callable[[str], Show],
-    stopping: Callable[[], bool] = _never,
+    stopping: Callable[[], bool] = trainer.never,
 ) -> TrainingCard:
     """Train each task alone, and all on the frozen backbone, with the same rows and settings; return the whole card."""
     tasks = dict(card.tasks)
@@ -187,7 +183,7 @@ def compare(
         for name, own in frozen.tasks.items():
             tasks[name] = msgspec.structs.replace(tasks[name], frozen=main(own))
     whole = msgspec.structs.replace(card, tasks=tasks)
-    write_card(training.out, whole)
+    write_json(training.out / CARD, whole)
     return whole
 
 
@@ -286,7 +282,7 @@ def _digest(training: RecipeTraining) -> str:
 
 
 def settle(subject: TrainedFolder, network: Any, device: str = "cpu") -> None:
-    """Let tasks choose on the validation part, by the best weights, whatever their answers depend on besides."""
+    """Let tasks choose their thresholds on the validation part, with the best weights."""
     if any(kind.settles for kind in subject.kinds):
         subject.settle(network, list(answers(subject, network, device, "validation")))
 
@@ -308,8 +304,3 @@ def _result(training: RecipeTraining, task: LabelledKind, scores: dict[str, floa
     train, test = ([row.labels[task.name] for row in part if task.name in row.labels] for part in parts)
     kind = training.recipe.tasks[task.name].kind
     return TaskResult(kind, len(train), len(test), scores, task.baseline(train, test))
-
-
-def write_card(out: Path, card: TrainingCard) -> None:
-    with atomically(out / CARD) as part:
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(card)) + b"\n")

@@ -16,10 +16,9 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.models.huggingface.checkpoint import Checkpoint
 from workers.models.huggingface.text_head import too_long
 from workers.models.interface.model import Array, Arrays
-from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.labelled_kind import IGNORED, LabelledKind, padded
 from workers.training.kinds.shared_network import TO
 from workers.training.kinds.written_kinds import (
-    NONE,
     DialogueMessage,
     TokenScores,
     WrittenKind,
@@ -57,9 +56,9 @@ class WrittenTexts(TrainedFolder):
         examples = [(kind.name, row) for kind in self.kinds for row in rows if kind.name in row.targets]
         ids = [row.arrays[task] for task, row in examples]
         found = {
-            "input_ids": _padded(ids, self._pad_id),
-            "attention_mask": _padded([np.ones_like(own) for own in ids], 0),
-            LABELS: _padded([row.targets[task][0] for task, row in examples], NONE),
+            "input_ids": padded(ids, self._pad_id),
+            "attention_mask": padded([np.ones_like(own) for own in ids], 0),
+            LABELS: padded([row.targets[task][0] for task, row in examples]),
         }
         places = {
             kind.name: np.array(
@@ -184,7 +183,7 @@ class TrainedDialogues(WrittenTexts):
         text, spans = self._answers(messages)
         encoding = self._prompts.tokenizing.as_written(text)
         ids = np.array(encoding.ids, dtype=np.int64)
-        labels = np.full_like(ids, NONE)
+        labels = np.full_like(ids, IGNORED)
         starts = np.array([start for start, _ in encoding.offsets])
         for start, end in spans:
             own = np.flatnonzero((starts >= start) & (starts < end))
@@ -194,10 +193,10 @@ class TrainedDialogues(WrittenTexts):
                 raise ConfigurationError(f"train.backbone: {problem}; correct eos_token_id in generation_config.json")
             own = own[own <= ends[-1]]  # such as a line break behind it, which nobody will write
             labels[own] = ids[own]
-        labels[0] = NONE
+        labels[0] = IGNORED
         most = self._prompts.max_tokens
-        if not (labels[:most] != NONE).any():
-            raise InvalidInput(kind.label_from, str(too_long(int(np.argmax(labels != NONE)), most)))
+        if not (labels[:most] != IGNORED).any():
+            raise InvalidInput(kind.label_from, str(too_long(int(np.argmax(labels != IGNORED)), most)))
         return ids[:most], labels[:most]
 
     def _answers(self, messages: Sequence[DialogueMessage]) -> tuple[str, list[tuple[int, int]]]:
@@ -229,10 +228,3 @@ class TrainedDialogues(WrittenTexts):
             for row, tokens, (loss, right) in zip(own, counted, sums, strict=False):
                 found.append((number, TokenScores(loss, int(right), tokens), row.labels[kind.name]))
         return found
-
-
-def _padded(rows: Sequence[Array], value: int) -> Array:
-    whole = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for place, row in enumerate(rows):
-        whole[place, : len(row)] = row
-    return whole

@@ -15,6 +15,7 @@ from torch import distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn import functional
 
+from workers.training.kinds.labelled_kind import IGNORED
 from workers.training.kinds.shared_network import INPUT
 from workers.training.loop.processes import Process
 from workers.training.loop.recipe import Recipe
@@ -187,7 +188,7 @@ def _of_one_shape(batches: Sequence[Batch], pad: int) -> list[Batch]:
         for name, tensor in batch.items():
             if name.startswith(INPUT):
                 if tensor.ndim == 2:
-                    value = {f"{INPUT}input_ids": pad, f"{INPUT}labels": -100}.get(name, 0)
+                    value = {f"{INPUT}input_ids": pad, f"{INPUT}labels": IGNORED}.get(name, 0)
                     tensor = functional.pad(tensor, (0, longest - tensor.shape[1]), value=value)  # noqa: PLW2901
                 own[name] = torch.cat([tensor, tensor[:1].expand(count - len(tensor), *tensor.shape[1:])])
         found.append(own)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from producers.wire.errors import ConfigurationError
-from workers.models.built_in.described_file import read_described
+from workers.models.built_in.described_file import read_described, write_described
 
 if TYPE_CHECKING:
     import torch
@@ -64,10 +64,5 @@ def save_tensors(
     tensors: Mapping[str, torch.Tensor], path: Path, *, kind: str, labels: tuple[str, ...], **about: Any
 ) -> None:
     """Write a head given as tensors instead of a module."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": _FORMAT, "kind": kind, "labels": json.dumps(labels)}
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, path, metadata | {name: str(value) for name, value in about.items()})
-    path.chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user
+    write_described(path, tensors, metadata | {name: str(value) for name, value in about.items()})

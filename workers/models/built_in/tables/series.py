@@ -17,7 +17,7 @@ import numpy as np
 from producers.wire.catalogue import Task
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import SeriesInput
-from workers.models.built_in.described_file import read_described
+from workers.models.built_in.described_file import read_described, write_described
 from workers.models.built_in.tables import described_heads
 from workers.models.interface.model import Array, Arrays, Model, ModelSpec, Prepared, digest
 from workers.models.interface.options import Options
@@ -175,13 +175,8 @@ class SeriesModel(Model):
 
 def save(tensors: Mapping[str, Any], described: SeriesDescription, folder: Path, **about: object) -> None:
     """Write tensors of torch with their description; `about` adds further fields."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {
         "format": FORMAT if described.heads else ONE_HEAD_FORMAT,
         "described": msgspec.json.encode(described).decode(),
     }
-    own = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(own, folder / FILE, metadata | {name: json.dumps(value) for name, value in about.items()})
-    (folder / FILE).chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user
+    write_described(folder / FILE, tensors, metadata | {name: json.dumps(value) for name, value in about.items()})

@@ -21,7 +21,7 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import InvalidInput
 from producers.wire.kinds.explanation import ColumnPart, Explanation
 from producers.wire.messages import RowInput
-from workers.models.built_in.described_file import read_described
+from workers.models.built_in.described_file import read_described, write_described
 from workers.models.built_in.tables import described_heads
 from workers.models.interface.model import SCORE_DIGITS, Array, Arrays, Model, ModelSpec, Prepared
 from workers.models.interface.options import Options
@@ -226,9 +226,5 @@ class TabularModel(Model):
 
 def save(tensors: Mapping[str, Any], described: RowDescription, folder: Path) -> None:
     """Write tensors of torch with their description: `layers.N`, `heads/TASK`, and the rows' mean, `AVERAGE`."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": FORMAT, "described": msgspec.json.encode(described).decode()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / FILE, metadata)
-    (folder / FILE).chmod(0o644)  # safetensors lets only the owner read it, and a worker may run as another user
+    write_described(folder / FILE, tensors, metadata)

@@ -71,7 +71,7 @@ class OnnxFile:
 
     @property
     def reference(self) -> Backend:
-        """The backend that computes what the file says."""
+        """The backend that computes exactly as the file."""
         return Backend("onnxruntime", self.precision)
 
     @cached_property
