@@ -18,6 +18,9 @@ from results_store.store import Store
 from tests.end_to_end.documents import DOCUMENTS, ROOT, blocks
 from tests.integration.rows import batch, new_envelope, result, submit
 
+#: The page with the queries for operators.
+PAGE = ROOT / "docs" / "operations" / "metrics.md"
+
 _SQL = re.compile(r"^```sql\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -32,8 +35,7 @@ def queries() -> list[tuple[str, str]]:
 
 def test_the_vectors_of_a_job_are_read_as_described(store: Store) -> None:
     """Two lines of docs/operations/metrics.md, whichever way the vectors are stored."""
-    page = ROOT / "docs" / "operations" / "metrics.md"
-    programs = [block for block in blocks(page) if block.language == "python"]
+    programs = [block for block in blocks(PAGE) if block.language == "python"]
     [lines] = [block.text for block in programs if "FROM item_results" in block.text]
     submit(store, 2, items=10)
     vectors = [result(seq, output=None, vector=pack_vector([seq, 0.5]), envelope=f"e{seq // 10}") for seq in range(20)]
@@ -48,8 +50,8 @@ def test_the_vectors_of_a_job_are_read_as_described(store: Store) -> None:
 
 
 def test_postgresql_makes_numbers_of_a_vector(postgresql_url: str) -> None:
-    """The function in docs/operations.md for pgvector's type; each number is the same to the last bit."""
-    [function] = [block.text for block in blocks(ROOT / "docs" / "operations.md") if block.language == "postgresql"]
+    """The function in docs/operations/metrics.md for pgvector's type; each number is the same to the last bit."""
+    [function] = [block.text for block in blocks(PAGE) if block.language == "postgresql"]
     numbers = numpy.random.default_rng(0).integers(0, 2**32, 2000, "u4").view("<f4")
     numbers = numpy.append(numbers[numpy.isfinite(numbers)], numpy.array([0.0, -0.5, 1e-45, 3.4028235e38], "<f4"))
     with psycopg.connect(postgresql_url, autocommit=True) as connection:
