@@ -30,6 +30,7 @@ class ComparedNetwork(msgspec.Struct, frozen=True, kw_only=True):
 
     `heads` are the tasks whose head is a matrix over an output of the backbone, each with the name of that output.
     `tokenizer` is the file of the tokenizer that gave transformers' tokens; `gives_types`, whether these have types.
+    `files` are the network's files in the cache, each with its size and the time of its last change.
     """
 
     inputs: tuple[str, ...]
@@ -37,6 +38,7 @@ class ComparedNetwork(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
     gives_types: bool
     tokenizer: str
+    files: dict[str, tuple[int, int]]
 
     @property
     def config(self) -> Any:
@@ -47,6 +49,12 @@ class ComparedNetwork(msgspec.Struct, frozen=True, kw_only=True):
 def settings_of(config: Any) -> dict[str, Any]:
     """Return the settings of transformers' config that a pass reads."""
     return {name: getattr(config, name) for name in _READ if hasattr(config, name)}
+
+
+def states_of(network: Path) -> dict[str, tuple[int, int]]:
+    """Return the files of a network in the cache, whose names begin with its own: sizes, and times in nanoseconds."""
+    files = {file.name: file.stat() for file in network.parent.glob(f"{network.name}*")}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in files.items()}
 
 
 def read(file: Path, tokenizer: Path) -> ComparedNetwork | None:

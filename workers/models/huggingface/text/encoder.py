@@ -163,7 +163,8 @@ class EncoderModel(FolderModel[TextHead]):
 
     def _keep(self, outcome: Path, network: Exported) -> bool:
         """Keep the comparison for later loads, if they can do without the weights. Return whether they can."""
-        heads = self.networks.linear_heads(self._examples()[0]) if network.is_flat else None
+        example = self._examples()[0]
+        heads = self.networks.linear_heads(example) if network.is_flat else None
         if heads is None:
             return False
         found = ComparedNetwork(
@@ -172,6 +173,7 @@ class EncoderModel(FolderModel[TextHead]):
             settings=compared_network.settings_of(self.networks.config),
             gives_types=self._gives_types,
             tokenizer=str(self._tokenizer_file),
+            files=compared_network.states_of(self._cache_file(example)),
         )
         return compared_network.keep(outcome, found, heads)
 
@@ -198,9 +200,11 @@ class EncoderModel(FolderModel[TextHead]):
 
         self.networks.config = self._earlier.config
         example, _ = self._examples()
+        cache = self._cache_file(example)
+        if compared_network.states_of(cache) != self._earlier.files:
+            return False  # it was made again, or is damaged: it is compared again
         try:
             heads = compared_network.heads(self._outcome, self._earlier)
-            cache = self._cache_file(example)
             network = Recalled(self._backend, example, self._earlier.inputs, cache, self.spec.folder)
         except FileNotFoundError:  # the cache keeps a few networks only
             return False
