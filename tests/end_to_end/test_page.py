@@ -489,7 +489,7 @@ def test_jobs_are_turned_page_by_page(page: Page, store: Store) -> None:
     every = [f"paged {number:02}" for number in reversed(range(45))]
     for number, name in enumerate(reversed(every)):
         submit(store, ["x"], name=name, age_s=100 - number)
-    submit(store, ["x"], name="the newest of all")  # it is gone once the search is done
+    submit(store, ["x"], name="younger than all")  # it is gone once the search is done
     page.goto("/#/jobs")
     page.get_by_label("Search jobs").fill("paged")
     names = page.locator(".job-name")

@@ -178,15 +178,14 @@ def test_an_end_is_told_until_it_is_taken(caller: httpx.Client, receiver: Receiv
     assert webhook_of(caller, job)["attempts"] == 4
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_to_the_inside_is_not_followed(caller: httpx.Client, receiver: Receiver, status: int) -> None:
+def test_a_redirect_to_the_inside_is_not_followed(caller: httpx.Client, receiver: Receiver) -> None:
     """Also if the gateway itself may send to private addresses: the sender names the address, not its host."""
     with receiving() as inside:
         receiver.location = f"{inside.url}/admin"
-        receiver.statuses = [status, status, 204]
+        receiver.statuses = [302, 307, 308, 204]
         job = submitted(caller, receiver.url, ["one"])
         until(state_is(caller, job, "delivered"))
-        assert (len(receiver.came), inside.came) == (3, [])
+        assert (len(receiver.came), inside.came) == (4, [])
 
 
 def test_a_receiver_that_hangs_holds_up_no_other(
