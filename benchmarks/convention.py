@@ -137,7 +137,7 @@ def versions() -> dict[str, str]:
 def fleet(settings: Settings | None = None, *, toml: str = "", **options: Any) -> Iterator[LocalFleet]:
     """A whole local fleet of the benchmark's own, without Flower, in a temp folder that is gone afterwards.
 
-    `toml` is the content of a ``fleet.toml``, which takes the place of that of ``ARGOSY_FLEET`` until the end. `settings`
+    `toml` is the content of the fleet's ``fleet.toml``; without it, ``ARGOSY_FLEET`` names the file. `settings`
     default to those of the file, or else the built-in ones; the models must have been pulled. `options` are those of
     `workers.fleet.local.LocalFleet`.
     """
