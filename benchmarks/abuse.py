@@ -38,6 +38,7 @@ from itertools import pairwise
 from pathlib import Path
 from resource import RLIMIT_NOFILE, prlimit
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import psutil
@@ -212,7 +213,7 @@ def run(
 ) -> dict[str, Any]:
     """Return the figures of attacks that come together. Raises SystemExit for a wrong answer."""
     with tempfile.TemporaryDirectory(prefix="argosy-abuse-") as folder, ExitStack() as stack:
-        stack.callback(interactive.restore, dict(os.environ))
+        stack.enter_context(patch.dict(os.environ))
         home = Path(folder)
         trees.link_cache(home / "cache")
         (home / "fleet.toml").write_text(FLEET, encoding="utf-8")

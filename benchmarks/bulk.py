@@ -17,6 +17,8 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from benchmarks.workload import mixed_texts
 from producers import Client
 from workers import settings
 from workers.device import devices
-from workers.fleet.embedded_broker import EmbeddedValkey
 
 TASKS = ("sentiment", "topic")
 
@@ -64,37 +65,18 @@ def main() -> None:
 
 
 def fleet_pass(client: Client, texts: list[str]) -> float:
-    started = time.monotonic()
-    job = client.submit_many(TASKS, texts, params={task: {"truncation": True} for task in TASKS})
-    status = job.wait(timeout_s=600)
-    assert status.succeeded == len(texts) * len(TASKS)
-    return len(texts) / (time.monotonic() - started)
+    return len(texts) / convention.job_s(client, TASKS, texts)
 
 
-def naive_worker(folder: Path, processes: int) -> Any:
-    valkey = EmbeddedValkey(folder / "valkey")
-    valkey.start()
-    return _Naive(valkey, folder, processes)
-
-
-class _Naive:
-    """A plain Celery worker with a broker of its own, for as long as it is entered."""
-
-    def __init__(self, valkey: EmbeddedValkey, folder: Path, processes: int) -> None:
-        self._valkey = valkey
-        self._worker = plain_celery.worker(
-            valkey.url,
-            processes=processes,
-            backend_url=f"db+sqlite:///{folder / 'celery.db'}",
-            model=True,
-        )
-
-    def __enter__(self) -> Any:
-        return self._worker.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._worker.__exit__(*error)
-        self._valkey.stop()
+@contextmanager
+def naive_worker(folder: Path, processes: int) -> Iterator[Any]:
+    """A plain Celery worker with a broker of its own."""
+    backend = f"db+sqlite:///{folder / 'celery.db'}"
+    with (
+        convention.broker(folder) as url,
+        plain_celery.worker(url, processes=processes, backend_url=backend, model=True) as app,
+    ):
+        yield app
 
 
 def naive_pass(app: Any, texts: list[str]) -> float:

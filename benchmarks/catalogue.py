@@ -15,7 +15,6 @@ benchmarks/tasks/entries.py, another model a function in benchmarks/tasks/checkp
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -35,6 +34,7 @@ from workers import settings
 from workers.batching.serving import served_models
 from workers.device import devices
 from workers.models.sources import model_source
+from workers.training import toml_text
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"
 
@@ -49,7 +49,7 @@ def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Pat
     """
     built_in = settings.load(environment={})
     names = list(dict.fromkeys(entry.model for entry in entries))
-    lines, folders = ["[worker]", f"models = {names}", f"tune_at_start = {toml(tune)}"], {}
+    lines, folders = ["[worker]", f"models = {names}", f"tune_at_start = {toml_text.value(tune)}"], {}
     for name in names:
         own = [entry for entry in entries if entry.model == name]
         if name in built_in.models:
@@ -65,7 +65,7 @@ def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Pat
         for entry in own:
             if entry.task not in built_in.catalogue.tasks:
                 lines += ["", f"[models.{name}.tasks.{entry.task}]", f'kind = "{entry.kind}"']
-                lines += [f"{field} = {toml(value)}" for field, value in entry.declared.items()]
+                lines += [f"{field} = {toml_text.value(value)}" for field, value in entry.declared.items()]
         if indexes := {entry.task: folder / "indexes" / entry.task for entry in own if entry.documents}:
             lines += ["", f"[models.{name}.options.indexes]", *(f'{task} = "{path}"' for task, path in indexes.items())]
         if heads := {entry.task: folders[name] / "heads" / entry.task for entry in own if _has_head(name, entry.task)}:
@@ -76,15 +76,6 @@ def prepared(folder: Path, entries: Sequence[Entry], *, tune: bool) -> tuple[Pat
         convention.progress(f"measuring backends of {name}")
         served_models.serve(settings.load(file), name, devices.cpu())  # the fleet finds what was decided
     return file, folders
-
-
-def toml(value: Any) -> str:
-    """Write a value as TOML, tables in a line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(name)} = {toml(one)}" for name, one in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
 
 
 def _has_head(name: str, task: str) -> bool:

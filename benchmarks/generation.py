@@ -8,10 +8,7 @@ padded batch, and its own continuous batching, on the same prompts in this proce
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -42,15 +39,10 @@ QUESTIONS = (
 def main() -> None:
     options = convention.options(__doc__)
     tokens, rounds = (6, 1) if options.quick else (64, 3)
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "fleet.toml"
-        config.write_text(FLEET, encoding="utf-8")
-        os.environ["ARGOSY_FLEET"] = str(config)
-        chosen = settings.load()
-        parsed = model_source.parse(chosen.models["chat"].source, where="models.chat.source")
-        source = model_source.pull(parsed, model_source.cache_folder())
-        with convention.fleet(chosen) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
-            single, together = _fleet(client, tokens, rounds)
+    parsed = model_source.parse(settings.load(environment={}).models["chat"].source, where="models.chat.source")
+    source = model_source.pull(parsed, model_source.cache_folder())
+    with convention.fleet(toml=FLEET) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
+        single, together = _fleet(client, tokens, rounds)
     figures: dict[str, Any] = {
         "generation_over_single": round(together / single, 3),
         "together_tokens_per_s": round(together, 1),

@@ -5,7 +5,6 @@ turn.
 from __future__ import annotations
 
 import statistics
-import time
 
 from benchmarks import convention
 from benchmarks.workload import mixed_texts
@@ -21,10 +20,10 @@ def main() -> None:
     texts = mixed_texts(count)
     seconds: dict[tuple[str, ...], list[float]] = {ONE: [], FOUR: []}
     with convention.fleet() as fleet, Client(fleet.broker_url, fleet.store_url) as client:
-        one_pass(client, texts[: count // 4], FOUR)
+        convention.job_s(client, FOUR, texts[: count // 4])
         for _ in range(passes):
             for tasks, found in seconds.items():
-                found.append(one_pass(client, texts, tasks))
+                found.append(convention.job_s(client, tasks, texts))
             convention.progress(f"one task {seconds[ONE][-1]:.2f} s, four {seconds[FOUR][-1]:.2f} s")
     one, four = statistics.median(seconds[ONE]), statistics.median(seconds[FOUR])
     figures = {
@@ -33,14 +32,6 @@ def main() -> None:
         "four_tasks_items_per_s": round(count / four, 1),
     }
     convention.report("heads", figures, keep=options.keep)
-
-
-def one_pass(client: Client, texts: list[str], tasks: tuple[str, ...]) -> float:
-    started = time.monotonic()
-    job = client.submit_many(tasks, texts, params={task: {"truncation": True} for task in tasks})
-    status = job.wait(timeout_s=600)
-    assert status.succeeded == len(texts) * len(tasks)
-    return time.monotonic() - started
 
 
 if __name__ == "__main__":

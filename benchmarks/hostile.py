@@ -14,13 +14,10 @@ left, an item was not answered, or a worker ended.
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +30,6 @@ from benchmarks.disasters.databases import postgresql
 from benchmarks.disasters.messages import HostileMessages
 from producers import Client
 from producers.wire.errors import ArgosyError
-from workers import settings
 from workers.fleet.local import LocalFleet
 
 FLEET = """
@@ -49,6 +45,9 @@ source = {{ path = "{tests}" }}
 kind = "text-classification"
 """
 
+#: The folder of the scripted model.
+TESTS = Path(__file__).parents[1] / "tests"
+
 #: Messages between two ordinary items.
 PORTION = 250
 
@@ -60,19 +59,6 @@ def refused(log: str) -> int:
     """Return the number of refusals in a worker's log, with those that its lines only count."""
     left_out = re.findall(r"\(([\d,]+) lines of this kind were left out before\)", log)
     return log.count("refused a message of") + sum(int(count.replace(",", "")) for count in left_out)
-
-
-@contextmanager
-def started(store: str, workers: int) -> Iterator[LocalFleet]:
-    """A fleet on a new database."""
-    with TemporaryDirectory(prefix="argosy-benchmark-") as name:
-        folder = Path(name)
-        file = folder / "fleet.toml"
-        tests = Path(__file__).parents[1] / "tests"
-        file.write_text(FLEET.format(url=store, tests=tests), encoding="utf-8")
-        os.environ["ARGOSY_FLEET"] = str(file)  # the client finds the tasks by it
-        with LocalFleet(settings.load(), folder / "home", flower=False, workers_per_device=workers) as fleet:
-            yield fleet
 
 
 class Attack:
@@ -140,7 +126,7 @@ class Attack:
 def attack(store: str, workers: int, messages: int, seed: str) -> dict[str, Any]:
     """Send `messages` to a fleet with this store and so many workers."""
     with (
-        started(store, workers) as fleet,
+        convention.fleet(toml=FLEET.format(url=store, tests=TESTS), workers_per_device=workers) as fleet,
         Client(fleet.broker_url, fleet.store_url) as client,
         Redis.from_url(fleet.broker_url) as redis,
     ):

@@ -20,15 +20,14 @@ import itertools
 import multiprocessing
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks import convention
 from benchmarks.disasters.databases import postgresql
@@ -37,7 +36,6 @@ from benchmarks.workload import mixed_texts
 from producers import Client, Job
 from results_store.records import Result
 from results_store.store import Store
-from workers import settings
 from workers.fleet.local import LocalFleet
 
 #: The fleet of `--fast`.
@@ -115,19 +113,11 @@ def fast(store: str, *, quick: bool) -> dict[str, Any]:
 @contextmanager
 def fast_fleet(store: str) -> Iterator[LocalFleet]:
     """Start a fleet with the text model on a device that does nothing."""
-    with tempfile.TemporaryDirectory(prefix="argosy-fast-") as folder, ExitStack() as stack:
-        stack.callback(restore, dict(os.environ))
-        file = Path(folder) / "fleet.toml"
-        file.write_text(FAST_FLEET, encoding="utf-8")
-        os.environ |= {models.DEVICE: "nothing", "ARGOSY_FLEET": str(file)}
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, {models.DEVICE: "nothing"}))
         if store == "postgresql":
             os.environ["ARGOSY_STORE_URL"] = stack.enter_context(postgresql()).url
-        yield stack.enter_context(convention.fleet(settings.load()))
-
-
-def restore(environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+        yield stack.enter_context(convention.fleet(toml=FAST_FLEET))
 
 
 def real(*, quick: bool) -> dict[str, Any]:

@@ -8,20 +8,15 @@ must be answered, and the event loop must not be held up meanwhile: how late a s
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import convention, plain_celery
 from benchmarks.overhead import FLEET
 from producers import AsyncClient
-from workers import settings
-from workers.fleet.embedded_broker import EmbeddedValkey
 
 TICK_S = 0.005
 TIMEOUT_S = 60
@@ -30,25 +25,15 @@ TIMEOUT_S = 60
 def main() -> None:
     options = convention.options(__doc__)
     trips, rounds, concurrent = (20, 1, 1000) if options.quick else (200, 5, 1_000)
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "fleet.toml"
-        config.write_text(FLEET, encoding="utf-8")
-        os.environ["ARGOSY_FLEET"] = str(config)
-        with convention.fleet(settings.load()) as fleet, celery_worker(Path(folder)) as app:
-            celery = app.signature("benchmarks.plain_celery.echo")
-            figures = asyncio.run(measure(fleet.broker_url, fleet.store_url, celery, trips, rounds, concurrent))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        convention.fleet(toml=FLEET) as fleet,
+        convention.broker(Path(folder)) as url,
+        plain_celery.worker(url, processes=1, backend_url=url) as app,
+    ):
+        celery = app.signature("benchmarks.plain_celery.echo")
+        figures = asyncio.run(measure(fleet.broker_url, fleet.store_url, celery, trips, rounds, concurrent))
     convention.report("latency", figures, keep=options.keep)
-
-
-@contextmanager
-def celery_worker(folder: Path) -> Iterator[Any]:
-    valkey = EmbeddedValkey(folder / "celery")
-    valkey.start()
-    try:
-        with plain_celery.worker(valkey.url, processes=1, backend_url=valkey.url) as app:
-            yield app
-    finally:
-        valkey.stop()
 
 
 async def measure(

@@ -24,7 +24,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import torch
 
 from benchmarks import convention
@@ -257,17 +256,13 @@ class _Served:
         self._model = served_models.model_to_load(settings.load(folder / "fleet.toml"), folder.name).build()
         self._model.load("cpu")
         tasks = self._model.spec.tasks
-        params = {name: _cutting(usual_params(task)) for name, task in tasks.items()}
+        params = {name: usual_params(task) for name, task in tasks.items()}
         rows = all_of(self._model.prepare_many(texts, [params] * len(texts)))
         trials = [Trial((text, params), row) for text, row in zip(texts, rows, strict=True)]
         self._batches = [[trials[n] for n in own] for own in by_size([row.size for row in rows], BATCH_COST)]
 
     def turn(self) -> None:
         answered(self._model, self._batches)
-
-
-def _cutting(params: Any) -> Any:
-    return msgspec.structs.replace(params, truncation=True) if hasattr(params, "truncation") else params
 
 
 def _tables(training: Training, steps: int, files: Mapping[str, Sequence[str]]) -> Iterator[str]:

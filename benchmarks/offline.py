@@ -23,9 +23,9 @@ def device(config: settings.Settings) -> devices.Device:
     return devices.select(config.worker.profile, config.worker.devices)[0]
 
 
-def as_served(config: settings.Settings, name: str = "text") -> tuple[ModelToLoad, Budget]:
-    """Return a model on the backend, and its budget, that a fleet of these settings uses on this machine."""
-    wanted, served = served_models.serve(config, name, device(config))
+def as_served(config: settings.Settings) -> tuple[ModelToLoad, Budget]:
+    """Return the text model on the backend, and its budget, that a fleet of these settings uses on this machine."""
+    wanted, served = served_models.serve(config, "text", device(config))
     return wanted, served.budget
 
 

@@ -7,7 +7,6 @@ three; a pass begins with the submission and ends when the last result is in SQL
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -17,8 +16,6 @@ from redis import Redis
 
 from benchmarks import convention, plain_celery
 from producers import Client
-from workers import settings
-from workers.fleet.embedded_broker import EmbeddedValkey
 
 FLEET = """
 [worker]
@@ -36,12 +33,9 @@ kind = "text-classification"
 def main() -> None:
     options = convention.options(__doc__)
     items, tasks, passes = (2_000, 300, 1) if options.quick else (50_000, 4_000, 3)
+    with convention.fleet(toml=FLEET) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
+        ours = [fleet_pass(client, items) for _ in range(passes + 1)][1:]  # the first one warms up
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "fleet.toml"
-        config.write_text(FLEET, encoding="utf-8")
-        os.environ["ARGOSY_FLEET"] = str(config)
-        with convention.fleet(settings.load()) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
-            ours = [fleet_pass(client, items) for _ in range(passes + 1)][1:]  # the first one warms up
         celery = celery_passes(Path(folder), tasks, passes)
     figures = {
         "items_per_s": round(statistics.median(ours)),
@@ -63,15 +57,9 @@ def fleet_pass(client: Client, items: int) -> float:
 
 
 def celery_passes(folder: Path, tasks: int, passes: int) -> list[float]:
-    valkey = EmbeddedValkey(folder / "valkey")
-    valkey.start()
-    try:
-        with plain_celery.worker(valkey.url, processes=1) as app:
-            return [
-                celery_pass(app.signature("benchmarks.plain_celery.nothing"), valkey.url, tasks) for _ in range(passes)
-            ]
-    finally:
-        valkey.stop()
+    nothing = "benchmarks.plain_celery.nothing"
+    with convention.broker(folder) as url, plain_celery.worker(url, processes=1) as app:
+        return [celery_pass(app.signature(nothing), url, tasks) for _ in range(passes)]
 
 
 def celery_pass(nothing: object, broker_url: str, tasks: int) -> float:

@@ -24,10 +24,10 @@ def main() -> None:
     count = 200 if options.quick else 2000
     texts = mixed_texts(count)
     with convention.fleet() as fleet, Client(fleet.broker_url, fleet.store_url) as client:
-        run(client, texts[: count // 10])
+        convention.job_s(client, TASKS, texts[: count // 10])
         with Store(fleet.store_url) as store:
             before = {batch.id for batch in store.flight.recent(limit=10_000)}
-            run(client, texts)
+            convention.job_s(client, TASKS, texts)
             batches = [b for b in store.flight.recent(limit=10_000, traces=True) if b.id not in before]
     lengths = [cost for batch in reversed(batches) if batch.trace for *_, cost, _ in batch.trace["items"]]
     cost, rows = max(batch.padded_tokens for batch in batches), max(batch.rows for batch in batches)
@@ -42,11 +42,6 @@ def main() -> None:
         "prediction_error": round(statistics.median(abs(p / f - 1) for p, f in known), 3),
     }
     convention.report("padding", figures, keep=options.keep)
-
-
-def run(client: Client, texts: list[str]) -> None:
-    job = client.submit_many(TASKS, texts, params={task: {"truncation": True} for task in TASKS})
-    assert job.wait(timeout_s=600).succeeded == len(texts) * len(TASKS)
 
 
 def by_arrival(batches: list[Batch]) -> list[int]:

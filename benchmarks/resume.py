@@ -20,7 +20,6 @@ from benchmarks import convention
 from benchmarks.overhead import FLEET
 from producers import Client
 from results_store.records import JobStatus
-from workers import settings
 
 #: What a kill left between its commit and Redis is published after seconds, not half a minute: this is about loss, not
 #: time.
@@ -31,11 +30,8 @@ def main() -> None:
     options = convention.options(__doc__)
     rows, kills = (9_000, 1) if options.quick else (200_000, 3)  # three chunks, or fifty
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "fleet.toml"
-        config.write_text(IMPATIENT, encoding="utf-8")
-        os.environ["ARGOSY_FLEET"] = str(config)
         source = write_source(Path(folder) / "rows.jsonl", rows)
-        with convention.fleet(settings.load()) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
+        with convention.fleet(toml=IMPATIENT) as fleet, Client(fleet.broker_url, fleet.store_url) as client:
             os.environ |= {"ARGOSY_BROKER_URL": fleet.broker_url, "ARGOSY_STORE_URL": fleet.store_url}
             runs = [killed_run(client, source, rows * (2 * kill + 1) // (2 * kills)) for kill in range(kills)]
             job = whole_run(source)

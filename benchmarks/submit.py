@@ -30,7 +30,6 @@ from benchmarks.disasters.databases import postgresql
 from benchmarks.interactive import fast_fleet
 from producers import AsyncClient, Client, Job
 from results_store.store import Store
-from workers.fleet.embedded_broker import EmbeddedValkey
 
 Pass = Callable[[int], float]
 
@@ -43,7 +42,7 @@ def main() -> None:
     items, tasks, few, many, passes = (
         (4_096, 200, 1_000, 5_000, 1) if options.quick else (50_000, 3_000, 10_000, 1_000_000, 3)
     )
-    with tempfile.TemporaryDirectory() as folder, broker(Path(folder)) as url, postgresql() as server:
+    with tempfile.TemporaryDirectory() as folder, convention.broker(Path(folder)) as url, postgresql() as server:
         stores = {"sqlite": f"sqlite:///{folder}/store.db", "postgresql": server.url}
         ways: dict[str, tuple[Pass, int]] = {"celery": (lambda count: celery_pass(url, count), tasks)}
         for name, store in stores.items():
@@ -70,20 +69,6 @@ def main() -> None:
 
 def slower(rates: dict[str, float], way: str) -> float:
     return min(rate for name, rate in rates.items() if name.startswith(f"{way}_"))
-
-
-class broker:  # noqa: N801 - used like a function
-    """A Valkey of our own, as `argosy up` starts it, for as long as it is entered; gives its URL."""
-
-    def __init__(self, folder: Path) -> None:
-        self._valkey = EmbeddedValkey(folder / "valkey")
-
-    def __enter__(self) -> str:
-        self._valkey.start()
-        return self._valkey.url
-
-    def __exit__(self, *error: object) -> None:
-        self._valkey.stop()
 
 
 def run(way: str, measure: Pass, count: int, broker_url: str) -> float:

@@ -24,7 +24,7 @@ from producers.documents import Document, cite, passages, read_documents, write_
 from producers.wire.catalogue import Catalogue
 from workers import settings
 from workers.models.sources import model_source
-from workers.training import data
+from workers.training import data, train_tabular
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LEAST_COSINE, PIECES = 0.38, 40  # of docs/recipes/answers.md
@@ -190,13 +190,13 @@ class Uses:
             "spam_auc": float(roc_auc_score(spam, scores)),
             "spam_brier": 2 * float(np.square(scores - spam).mean()),
             "spam_brier_of_shares": 2 * float(np.square(spam.mean() - spam).mean()),
-            "spam_calibration_error": calibration_error(np.maximum(scores, 1 - scores), (scores > 0.5) == spam),
+            "spam_calibration_error": train_tabular.calibration_error(
+                np.maximum(scores, 1 - scores), (scores > 0.5) == spam
+            ),
         }
 
     def tables(self) -> Figures:
         """Biopsies and pages, held out eight times over, with and without the calibration."""
-        from workers.training import train_tabular
-
         figures: Figures = {}
         for name, make in train_tabular.TABLES.items():
             table = make()
@@ -207,13 +207,6 @@ class Uses:
                 figures[f"{name}_{figure}_deviation"] = float(np.std([getattr(score, figure) for score, _ in judged]))
             figures[f"{name}_calibration_error_before"] = _mean(raw.calibration_error for _, raw in judged)
         return figures
-
-
-def calibration_error(sure: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> float:
-    """Return the expected calibration error over ten bins: how far from how sure one is from how often one is right."""
-    bins = np.minimum((sure * 10).astype(int), 9)
-    gaps = [abs(right[bins == n].mean() - sure[bins == n].mean()) * (bins == n).mean() for n in set(bins.tolist())]
-    return float(sum(gaps))
 
 
 def _recalls(name: str, found: Sequence[Sequence[str]], wanted: Sequence[str]) -> Figures:

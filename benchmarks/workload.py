@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 
 from workers.models.sources import model_source
@@ -12,13 +11,13 @@ from workers.training import data
 LONG_WORDS = 130
 
 
-def mixed_texts(count: int, *, seed: int = 0, cache: Path | None = None) -> list[str]:
+def mixed_texts(count: int, *, seed: int = 0) -> list[str]:
     """Return `count` distinct real texts in random order: 80 % short sentences with an opinion, 20 % news articles'
     beginnings.
 
-    The data are pulled into `cache` (default: the user's) if they are not there. The same `seed` gives the same texts.
+    The data are pulled into the user's cache if they are not there. The same `seed` gives the same texts.
     """
-    cache = cache or model_source.cache_folder()
+    cache = model_source.cache_folder()
     short = [example.text for example in data.read("sentiment", cache)]
     long = [" ".join(example.text.split()[:LONG_WORDS]) for example in data.read("topic", cache)]
     number_long = count // 5

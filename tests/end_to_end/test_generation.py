@@ -54,12 +54,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 NEVER_ENDS = {"tie_word_embeddings": False}
 
 
-@pytest.fixture
-def client(fleet: LocalFleet) -> Iterator[Client]:
-    with Client(fleet.broker_url, fleet.store_url) as client:
-        yield client
-
-
 def test_every_kind_at_once(client: Client) -> None:
     """Requests of all tasks share the steps; a text that is asked alone is the one that it is among others."""
     texts = [f"Story number {n} begins" for n in range(12)]

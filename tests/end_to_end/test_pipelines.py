@@ -44,12 +44,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
         yield fleet
 
 
-@pytest.fixture
-def client(fleet: LocalFleet) -> Iterator[Client]:
-    with Client(fleet.broker_url, fleet.store_url) as client:
-        yield client
-
-
 def said(text: str) -> str:
     return f"said {zlib.crc32(text.encode())}"
 

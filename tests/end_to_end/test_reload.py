@@ -138,12 +138,6 @@ def assert_each_once_by_one_version(job: Job, expected: list[str]) -> list[Resul
     return rows
 
 
-def some_done(job: Job) -> int:
-    done = until(lambda: job.progress().done)
-    assert done < job.progress().total, "the job was over before it could be disturbed"
-    return done
-
-
 def under_load(client: Client, task: str, expected: list[str], change: Callable[[], T]) -> tuple[list[Job], T]:
     """Make a change while jobs run, the first before it and the last after it; return the jobs and what the change
     returned.

@@ -28,12 +28,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
 
 
 @pytest.fixture
-def client(fleet: LocalFleet) -> Iterator[Client]:
-    with Client(fleet.broker_url, fleet.store_url) as client:
-        yield client
-
-
-@pytest.fixture
 def store(fleet: LocalFleet) -> Iterator[Store]:
     with Store(fleet.store_url) as store:
         yield store

@@ -48,17 +48,16 @@ def main() -> None:
         sys.exit(os.EX_TEMPFAIL)  # the worker starts it again after a pause, not at its next look
 
 
-def submit_due(client: Client, allowed: AllowedPlaces, host: str | None = None) -> set[str]:
+def submit_due(client: Client, allowed: AllowedPlaces) -> set[str]:
     """Submit the runs that are due on a machine, some at a time, until none is due.
 
     Returns the names of schedules that may be read here but cannot be understood, which are left to other nodes.
     """
-    here = host or platform.node()
     left: set[str] = set()
     with ThreadPoolExecutor(AT_ONCE, "argosy schedule") as threads:
         active: set[Future[None]] = set()
         while True:
-            run = _taken(client, here, allowed, left, alone=not active) if len(active) < AT_ONCE else None
+            run = _taken(client, platform.node(), allowed, left, alone=not active) if len(active) < AT_ONCE else None
             if run is not None and run.needs_solitude:
                 submit_taken(client, run, allowed)
                 continue
