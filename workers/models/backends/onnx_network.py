@@ -133,6 +133,6 @@ def _quantised(file: Path) -> Path:
     finally:
         logger.setLevel(level)
     model = onnx.load(made)
-    row_ranges.give(model.graph)
+    row_ranges.give(model)
     onnx.save(model, made)
     return made

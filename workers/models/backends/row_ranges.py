@@ -7,7 +7,7 @@ quantisation: Yao et al., "ZeroQuant", 2022, section 4.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -18,34 +18,45 @@ _ZERO: Final = np.uint8(128)
 #: The smallest step: a row of zeros has one too.
 _LEAST: Final = np.float32(1e-30)
 
+#: The domain of ONNX Runtime's own operators.
+_FUSED: Final = "com.microsoft"
+
 _TINY, _SHARE, _ONE, _MIDDLE = "row/least", "row/share", "row/one", "row/zero"
 
 
-def give(graph: Any) -> None:
-    """Replace the single range of each quantised activation of an ONNX graph (`onnx.GraphProto`) by one for each row.
+def give(model: Any) -> None:
+    """Replace the single range of each quantised activation of a model (`onnx.ModelProto`) by one for each row.
 
-    The graph is one of ONNX Runtime's `quantize_dynamic`, which quantises matrix products with constant weights: an
-    activation is quantised to 8 bits, multiplied (MatMulInteger), and the product is multiplied by the step of the
-    activation times those of the weights.
+    The model is one of ONNX Runtime's `quantize_dynamic`, which quantises matrix products with constant weights: an
+    activation is quantised to 8 bits, multiplied (MatMulInteger) and converted (Cast), and the product is multiplied by
+    the step of the activation times those of the weights.
     """
-    from onnx import numpy_helper
+    from onnx import helper, numpy_helper
 
+    graph = model.graph
+    of = {name: node for node in graph.node for name in node.output}
     steps = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
-    scales = {node.output[0]: node for node in graph.node if node.op_type == "Mul" and steps & set(node.input)}
+    scales = {node.output[0] for node in graph.node if node.op_type == "Mul" and steps & set(node.input)}
     nodes: list[Any] = []
     for node in graph.node:
         if node.op_type == "DynamicQuantizeLinear":
             nodes += _quantising(node)
-        elif node.op_type == "MatMulInteger":
-            nodes.append(_with_zero(node))
-        elif node.op_type == "Mul" and scales.keys() & set(node.input):
-            nodes += _scaling(node, scales, steps)
-        elif not (node.op_type == "Mul" and node.output[0] in scales):
+        elif node.op_type == "Mul" and scales & set(node.input):
+            nodes += _multiplying(node, of, scales, steps)
+        elif not _is_replaced(node, of, scales):
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
     values = {_TINY: _LEAST, _SHARE: np.float32(1 / 127), _ONE: np.float32(1), _MIDDLE: _ZERO}
     graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in values.items())
+    if all(own.domain != _FUSED for own in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(_FUSED, 1))
+
+
+def _is_replaced(node: Any, of: Mapping[str, Any], scales: Collection[str]) -> bool:
+    """Return whether a node is a part of a product that `_multiplying` has put into one."""
+    converts = node.op_type == "Cast" and node.input[0] in of and of[node.input[0]].op_type == "MatMulInteger"
+    return converts or node.op_type == "MatMulInteger" or node.output[0] in scales
 
 
 def _quantising(node: Any) -> Iterator[Any]:
@@ -61,20 +72,15 @@ def _quantising(node: Any) -> Iterator[Any]:
     yield helper.make_node("QuantizeLinear", [f"{step}/places", _ONE, _MIDDLE], [quantised])
 
 
-def _with_zero(node: Any) -> Any:
-    node.input[2] = _MIDDLE
-    return node
-
-
-def _scaling(node: Any, scales: dict[str, Any], steps: set[str]) -> Iterator[Any]:
-    """Yield the nodes in the place of the multiplication by both steps: by those of the weights, one for each channel,
-    then by that of the row. ONNX Runtime fuses the single multiplication, and then wants one step for all rows.
+def _multiplying(node: Any, of: Mapping[str, Any], scales: Collection[str], steps: Collection[str]) -> Iterator[Any]:
+    """Yield the nodes in the place of a product and of its multiplication by both steps: those of the weights, one for
+    each channel, are part of the product. The row's own step follows: ONNX Runtime takes only one for all rows there.
     """
     from onnx import helper
 
-    [both] = scales.keys() & set(node.input)
-    [product] = set(node.input) - {both}
-    [row] = steps & set(scales[both].input)
-    [channels] = set(scales[both].input) - {row}
-    yield helper.make_node("Mul", [product, channels], [f"{node.output[0]}/channels"])
+    [both], [converted] = set(node.input) & set(scales), set(node.input) - set(scales)
+    [row], [channels] = set(of[both].input) & set(steps), set(of[both].input) - set(steps)
+    quantised, weights, _, zeros = of[of[converted].input[0]].input
+    given = [quantised, weights, _ONE, channels, _MIDDLE, zeros]
+    yield helper.make_node("MatMulIntegerToFloat", given, [f"{node.output[0]}/channels"], domain=_FUSED)
     yield helper.make_node("Mul", [f"{node.output[0]}/channels", row], [node.output[0]])
