@@ -21,6 +21,7 @@ import msgspec
 
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, InvalidInput, InvalidMessage, Overloaded
 from producers.wire.messages import BadItem, Envelope, Item, Named, PathInput, outline, stored_envelope
+from producers.wire.outside.allowed_places import AllowedPlaces
 from producers.wire.publisher import Publisher, as_unavailable
 from producers.wire.training.training_job import (
     TRAINING,
@@ -178,10 +179,9 @@ class Trainings:
             params = msgspec.convert(item.params.get(task, {}), TrainingParams)
         except msgspec.ValidationError as error:
             raise InvalidInput(f"params.{task}", str(error)) from error
-        recipe = Path(item.input.path)
-        roots = [Path(folder).resolve() for folder in self.folders]
-        if not any(recipe.resolve().is_relative_to(root) for root in roots) or not recipe.is_file():
-            there = ", ".join(map(str, roots))
+        recipe, allowed = Path(item.input.path), AllowedPlaces(tuple(self.folders))
+        if not allowed.holds(recipe) or not recipe.is_file():
+            there = ", ".join(allowed.resolved)
             remedy = f"{self.node} trains recipes in {there} (worker.trainings); all nodes with it must read one folder"
             raise InvalidInput("input", f"{recipe} is not a recipe that this node may read", remedy)
         device = "cuda" if self.device.is_cuda else "cpu"
