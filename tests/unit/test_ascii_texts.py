@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import string
 import os
+import string
 import subprocess
 import sys
 
