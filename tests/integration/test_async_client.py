@@ -31,7 +31,7 @@ from producers.wire.errors import (
 )
 from producers.wire.messages import Priority
 from results_store.errors import StoreUnavailable
-from results_store.records import EnvelopeState, ResultState
+from results_store.records import EnvelopeState, JobStatus, ResultState
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.integration.stand_in import FAILS, StandIn
@@ -299,6 +299,31 @@ def test_as_completed_yields_what_comes_first(run: Run, stand_in: StandIn) -> No
         assert states[2] is ResultState.FAILED
         with pytest.raises(ResultTimeout):
             await anext(client.as_completed([await client.submit("topic", "z")], timeout_s=0))
+
+    run(scenario)
+
+
+def test_a_hundred_who_ask_for_a_job_at_once_take_one_look(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the client and by handles of the job; who asks afterwards gets a later look."""
+    looks = []
+
+    def look(store: Store, job: str) -> JobStatus:
+        looks.append(job)
+        return plain(store, job)
+
+    plain = Store.job
+    monkeypatch.setattr(Store, "job", look)
+
+    async def scenario(client: AsyncClient) -> None:
+        job = await client.submit_many("sentiment", ["a", "b"])
+        looks.clear()
+        both = [asked for _ in range(50) for asked in (client.status(job.id), job.progress())]
+        found = await asyncio.gather(*both)
+        assert {status.total for status in found} == {2}
+        assert looks == [job.id]
+        await job.cancel()
+        assert (await client.status(job.id)).cancelled_at is not None
+        assert looks == [job.id] * 2
 
     run(scenario)
 
