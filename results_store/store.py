@@ -187,7 +187,7 @@ class Store:
     ) -> int:
         """Store `cancelled` rows of one item, where it has no result; return their number. Raises InvalidRow.
 
-        Envelopes in `alone` hold nothing else, and end. Those in `unlisted` were never in the outbox.
+        Envelopes in `alone` hold nothing else, and end. Envelopes in `unlisted` were never in the outbox.
         """
         with self._database.write(Weight.ACCEPTED) as connection:
             transaction = Transaction(results=rows, done=alone, unlisted=unlisted)

@@ -1,7 +1,7 @@
 """The gate: all that is sent to the centre is made here. A marked input does not pass.
 
-The mark is read from the stored item itself, not from the spool's row. What leaves is the input and the task's
-parameters: no key of the submitter, no digest, no name of the site's jobs.
+The mark is read from the stored item itself, not from the spool's row. The input and the task's parameters
+leave: no key of the submitter, no digest, no name of the site's jobs.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class LoadSharing:
         self._asked: Counter[str] = Counter()
 
     async def shared(self, items: Sequence[EdgeItem], task: EdgeTask) -> list[EdgeItem]:
-        """Return the items of a group that go to the centre: those behind the last that the site computes in time.
+        """Return the items of a group that go to the centre, since the site would not compute them in time.
 
         Marked items stay, and come first. All stay while the link is down, while the centre itself would be too late,
         and without a deadline.

@@ -1,4 +1,4 @@
-"""The audit log: who changed what, when and from where.
+"""The audit log: each change with its author, time and place.
 
 A change writes its entry in its own transaction, so that neither is there without the other. A purge, which takes many
 transactions, writes its entry before the first; a change of a job's priority with the job, before its envelopes.

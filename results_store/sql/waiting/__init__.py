@@ -1,1 +1,1 @@
-"""What waits for its time, what an operator has paused, and the priority of what waits."""
+"""Work that waits: for its time, for the end of a pause, or with another priority."""

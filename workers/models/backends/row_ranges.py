@@ -29,7 +29,7 @@ def give(model: Any) -> None:
 
     The model is one of ONNX Runtime's `quantize_dynamic`, which quantises matrix products with constant weights: an
     activation is quantised to 8 bits, multiplied (MatMulInteger) and converted (Cast), and the product is multiplied by
-    the step of the activation times those of the weights.
+    the steps of the activation and of the weights.
     """
     from onnx import helper, numpy_helper
 
@@ -73,8 +73,10 @@ def _quantising(node: Any) -> Iterator[Any]:
 
 
 def _multiplying(node: Any, of: Mapping[str, Any], scales: Collection[str], steps: Collection[str]) -> Iterator[Any]:
-    """Yield the nodes in the place of a product and of its multiplication by both steps: those of the weights, one for
-    each channel, are part of the product. The row's own step follows: ONNX Runtime takes only one for all rows there.
+    """Yield the nodes in the place of a product and of its multiplication by both steps.
+
+    The steps of the weights, one for each channel, are part of the product. The row's own step follows: ONNX Runtime
+    takes only one for all rows there.
     """
     from onnx import helper
 
