@@ -1,9 +1,10 @@
-"""Python's threads take short turns while interactive work is about."""
+"""Python's threads take short turns while interactive work is about beside other work."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,17 +19,36 @@ def _usual() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def test_turns_are_short_from_an_urgent_envelope_on_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, usual = 100.0, sys.getswitchinterval()
-    monkeypatch.setattr(thread_turns.time, "monotonic", lambda: now)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(thread_turns.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def is_short() -> bool:
+    return sys.getswitchinterval() == pytest.approx(thread_turns.SHORT_S)
+
+
+def test_turns_are_short_from_an_urgent_envelope_on_for_a_second(clock: SimpleNamespace) -> None:
     turns = ThreadTurns()
-    turns.begin(urgent=False)
-    assert sys.getswitchinterval() == usual
-    turns.begin(urgent=True)
-    assert sys.getswitchinterval() == pytest.approx(thread_turns.SHORT_S)
-    now += 0.9
-    turns.begin(urgent=False)
-    assert sys.getswitchinterval() == pytest.approx(thread_turns.SHORT_S)
-    now += 0.2
-    turns.begin(urgent=False)
-    assert sys.getswitchinterval() == usual
+    with turns.taking(urgent=False):
+        assert not is_short()
+        with turns.taking(urgent=True):
+            assert is_short()
+        clock.now += 0.9
+        with turns.taking(urgent=False):
+            assert is_short()
+        clock.now += 0.2
+        with turns.taking(urgent=False):
+            assert not is_short()
+
+
+def test_turns_are_short_only_while_other_envelopes_run(clock: SimpleNamespace) -> None:
+    """A lone item would take a tenth longer."""
+    turns = ThreadTurns()
+    with turns.taking(urgent=True), turns.taking(urgent=True):
+        assert not is_short()
+    with turns.taking(urgent=False):
+        assert is_short()
+    assert not is_short()

@@ -1,7 +1,8 @@
-"""Celery's consumer, which checks messages, notes its progress, and sends the events for Flower a few times a second.
+"""Celery's consumer, which checks messages, notes its progress, and tells Redis a few times a second what can wait.
 
-An envelope makes three events. Sending one costs the consumer's thread as much Python as all other handling of a lone
-interactive item, so that events and items would wait for each other.
+That are the events for Flower and the ends of messages that are not durable. An envelope makes three events. Sending
+one costs the consumer's thread as much Python as all other handling of a lone interactive item, so that events and
+items would wait for each other.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from results_store.loops.loop import TICK_S, note
 from workers.consumer.foreign_messages import check_body, due_at
 from workers.consumer.refused_senders import RefusedSenders
 
-#: The interval between sends. Celery sends sooner if there are many events (`EventDispatcher.buffer_limit`).
-EVENTS_EVERY_S = 0.5
+#: The interval between sends. Celery sends sooner if there are many events (`EventDispatcher.buffer_limit`), and the
+#: next message that is not durable takes the ends of earlier ones along.
+TELL_EVERY_S = 0.5
 
 #: The most seconds for which the consumer may wait for an answer of the broker, or for a connection.
 BROKER_LIMIT_S = 60.0
@@ -52,6 +54,7 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         handle = super().create_task_handler(*arguments, **options)
         self.task_consumer.channel.on_refused = self._senders.tell
         self.task_consumer.channel.intake = self.app.intake
+        self.task_consumer.channel.qos.forgets_later = True
 
         def check_and_handle(message: Any) -> None:
             check_body(message.payload, message.headers["task"])
@@ -79,9 +82,9 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         raise InvalidMessage(problem) from NotRegistered(name)
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Send events at intervals. Called for each new connection; Celery ends the timers of the old one."""
+        """Begin what is done at intervals. Called for each new connection; Celery ends the timers of the old one."""
         super().register_with_event_loop(hub)
-        hub.call_repeatedly(EVENTS_EVERY_S, self._flush_events)
+        hub.call_repeatedly(TELL_EVERY_S, self._tell)
         hub.call_repeatedly(TICK_S, _note_turn)
         hub.call_repeatedly(LOOK_EVERY_S, self._look)
 
@@ -105,6 +108,12 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         _note_turn()
         super().on_close()
 
+    def _tell(self) -> None:
+        self._flush_events()
+        if self.task_consumer is not None:
+            with suppress(*self.connection_errors):
+                self.task_consumer.channel.qos.forget()
+
     def _look(self) -> None:
         if self.task_consumer is not None:
             self.task_consumer.channel.qos.restore_due()
@@ -114,9 +123,9 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
         """Leave a new event in the buffer."""
 
     def shutdown(self) -> None:
-        """Send the last events, then shut down."""
+        """Send the last events and ends of messages, then shut down."""
         with suppress(*self.connection_errors):
-            self._flush_events()
+            self._tell()
         self._senders.close()
         super().shutdown()
 

@@ -281,6 +281,10 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             except Exception as error:  # noqa: BLE001 - whatever a stranger's message raises, wherever
                 refused.append((data, raw, queue, error))
                 unsettled.append(tag)
+        try:
+            self.qos.confirm()
+        except LOST as error:
+            lost = error
         if refused:
             self.refused.note_soon(refused)
             self.qos.settle(unsettled)

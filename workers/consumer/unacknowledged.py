@@ -21,6 +21,7 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from producers.wire.publisher import DURABLE
 from workers.consumer.foreign_messages import due_at
 from workers.consumer.refusals import Refusals
+from workers.consumer.sent_commands import SentCommands
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,15 @@ class Note(NamedTuple):
 
 
 class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
-    """kombu's bookkeeping, without Redis for durable envelopes, and for others as far as Redis allows."""
+    """kombu's bookkeeping, without Redis for durable envelopes, and for others as far as Redis allows.
+
+    A lone item waits for none of this: its note is sent before it is handed on, but the answer is read afterwards
+    (`confirm`), and the note is deleted with the writing of a later one, or by `forget`, which the consumer calls at
+    intervals. Until the consumer says so (`forgets_later`), it is deleted at once.
+    """
+
+    forgets_later = False
+    _sent: tuple[SentCommands, Mapping[str, Note], tuple[str, ...]] | None = None  # with the notes, and deleted ones
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._noted: set[str] = set()  # tags that Redis has notes of
@@ -59,18 +68,23 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         raw = message._raw  # noqa: SLF001 - like kombu's own code
         if delivery_tag not in self._noted and (note := note_of(raw, message.delivery_info["routing_key"])):
             self.note({delivery_tag: note})
+            self.confirm()
         virtual.QoS.append(self, message, delivery_tag)
 
     def note(self, notes: Mapping[str, Note]) -> None:
-        """Note taken messages, by their tags. They are computed even if Redis refuses."""
+        """Send notes of taken messages, by their tags; `confirm` reads the answer. Raises ConnectionError."""
         if not notes:
             return
+        self._send(notes)
+        if any(note.due is not None for note in notes.values()):
+            self.confirm()  # such a message is not handed on unless it is noted
+
+    def confirm(self) -> None:
+        """Read the answer to `note`. The messages are computed even if Redis refuses. Raises ConnectionError."""
         try:
-            self._write(notes)
+            self._confirm()
         except ResponseError as error:
             self._notes.refused(error)
-        else:
-            self._waiting.update(tag for tag, note in notes.items() if note.due is not None)
 
     def settle(self, tags: Sequence[str]) -> None:
         """Delete the notes about refused messages, and free the slots of those that had one."""
@@ -78,8 +92,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         self._settled.update(self._noted.intersection(tags))
         self._noted.difference_update(tags)
         try:
-            if self._settled:
-                self._forget()
+            self.forget()
         finally:
             for tag in tags:
                 if tag in self._delivered:
@@ -96,9 +109,23 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
             if delivery_tag in self._noted:
                 self._noted.discard(delivery_tag)
                 self._settled.add(delivery_tag)
-                self._forget()
+                if not self.forgets_later:
+                    self.forget()
         finally:
             virtual.QoS.ack(self, delivery_tag)
+
+    def forget(self) -> None:
+        """Delete the notes about acknowledged messages. Those that Redis keeps are deleted later."""
+        self.confirm()  # or the deletion might overtake the note
+        if not (tags := tuple(self._settled)):
+            return
+        try:
+            with self.pipe_or_acquire() as pipe:
+                pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
+        except ResponseError as error:
+            logger.debug("notes about acknowledged messages are deleted later: %s", error)
+        else:
+            self._settled.difference_update(tags)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Free the message's slot. If `requeue`, put the message back into its list.
@@ -110,6 +137,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
             return
         self._waiting.discard(delivery_tag)
         try:
+            self.confirm()
             if delivery_tag in self._noted:
                 self.restore_by_tag(delivery_tag, leftmost=True)
                 self._noted.discard(delivery_tag)
@@ -125,7 +153,8 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         tag = message.delivery_tag
         if tag not in self._waiting:
             raw, queue = message._raw, message.delivery_info["routing_key"]  # noqa: SLF001 - like kombu's own code
-            self._write({tag: Note(until, dumps([raw, "", queue]))})
+            self._send({tag: Note(until, dumps([raw, "", queue]))})
+            self._confirm()
         self._waiting.discard(tag)
         self._noted.discard(tag)
         virtual.QoS.ack(self, tag)
@@ -148,6 +177,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
     def restore_unacked(self, client: Any = None) -> None:
         """Put the noted messages back when the channel closes, if Redis takes them; the others have leases."""
         try:
+            self.forget()
             with self.channel.conn_or_acquire(client) as connected:
                 for tag in tuple(self._noted):
                     self.restore_by_tag(tag, client=connected)
@@ -161,34 +191,51 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
             super().restore_visible(*arguments, **options)
         except ResponseError as error:
             logger.debug("messages of dead workers are put back later: %s", error)
-        if self._settled:
-            self._forget()
+        self.forget()
 
-    def _write(self, notes: Mapping[str, Note]) -> None:
-        now, wait_s = time.time(), self.visibility_timeout
-        taken_at = {tag: now if note.due is None else note.due - wait_s for tag, note in notes.items()}
+    def _send(self, notes: Mapping[str, Note]) -> None:
+        self.confirm()
+        settled = tuple(self._settled)
+        commands: list[list[Any]] = []
+        if settled:
+            commands += [["ZREM", self.unacked_index_key, *settled], ["HDEL", self.unacked_key, *settled]]
+        texts = [part for tag, note in notes.items() for part in (tag, note.text)]
+        times = [part for tag, at in self._taken_at(notes).items() for part in (at, tag)]
+        commands += [["HSET", self.unacked_key, *texts], ["ZADD", self.unacked_index_key, *times]]
         with self.channel.conn_or_acquire() as client:
-            try:
-                with client.pipeline() as pipe:
-                    pipe.zadd(self.unacked_index_key, taken_at)
-                    pipe.hset(self.unacked_key, mapping={tag: note.text for tag, note in notes.items()})
-                    pipe.execute()
-            except OutOfMemoryError:
-                keys = [self.unacked_index_key, self.unacked_key]
-                for tag, note in notes.items():
-                    client.eval(_NOTE_IN_FULL_REDIS, len(keys), *keys, taken_at[tag], tag, note.text)
+            self._sent = SentCommands(client, commands), notes, settled
         self._noted.update(notes)
-        self._notes.accepted()
 
-    def _forget(self) -> None:
-        tags = tuple(self._settled)
+    def _confirm(self) -> None:
+        if self._sent is None:
+            return
+        (sent, notes, settled), self._sent = self._sent, None
+        *deleted, text, time_ = sent.answers()
+        if not any(isinstance(answer, ResponseError) for answer in deleted):
+            self._settled.difference_update(settled)
+        refusal = next((answer for answer in (text, time_) if isinstance(answer, ResponseError)), None)
         try:
-            with self.pipe_or_acquire() as pipe:
-                pipe.zrem(self.unacked_index_key, *tags).hdel(self.unacked_key, *tags).execute()
-        except ResponseError as error:
-            logger.debug("notes about acknowledged messages are deleted later: %s", error)
-        else:
-            self._settled.difference_update(tags)
+            if isinstance(refusal, OutOfMemoryError):
+                self._note_in_full_redis(notes)
+            elif refusal:
+                raise refusal
+        except ResponseError:
+            self._noted.difference_update(notes)
+            raise
+        self._notes.accepted()
+        self._waiting.update(tag for tag, note in notes.items() if note.due is not None)
+
+    def _note_in_full_redis(self, notes: Mapping[str, Note]) -> None:
+        prefix = self.channel.global_keyprefix  # kombu does not put it before the keys of a script
+        keys = [prefix + self.unacked_index_key, prefix + self.unacked_key]
+        with self.channel.conn_or_acquire() as client:
+            for tag, at in self._taken_at(notes).items():
+                client.eval(_NOTE_IN_FULL_REDIS, len(keys), *keys, at, tag, notes[tag].text)
+
+    def _taken_at(self, notes: Mapping[str, Note]) -> dict[str, float]:
+        """Return the times (Unix) at which the messages were taken, as their notes say, by tag."""
+        now, wait_s = time.time(), self.visibility_timeout
+        return {tag: now if note.due is None else note.due - wait_s for tag, note in notes.items()}
 
     def _put_back(self, message: Any) -> None:
         info = message.delivery_info

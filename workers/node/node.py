@@ -208,13 +208,13 @@ class Node:
         assert self._execution is not None, "the consumer starts after the node"
         message = named(raw)
         urgent = message.priority == Priority.INTERACTIVE
-        self._turns.begin(urgent=urgent)
         progress = ThreadProgress(threading.current_thread().name)
         progress.note(f"envelope {message.id}", STEP_LIMIT_S)
         watch_here(progress)
         self.watchdog.watch(progress)
         try:
             with (
+                self._turns.taking(urgent=urgent),
                 about(job=message.job, envelope=message.id, **spans.ids()),
                 self._figures.counting(),
                 self._held.taking(message.id, message.job, returned=returned, urgent=urgent) as held,
