@@ -162,7 +162,7 @@ def _lock(connection: Connection, ids: Collection[str], transaction: Transaction
     now = transaction.at
     if connection.dialect.name != "sqlite":
         return _Locked(dict(lock(connection, ids)), now)
-    if not transaction.results and not transaction.chunks:
+    if not ids or not (transaction.results or transaction.chunks):
         return _Locked({}, now)
     found = driver_statements.run(connection, _LITE_LOOK, {"_ids": as_list(connection, ids)})
     chunked = {id_: bool(chunked) for _, id_, chunked in found if id_ is not None}

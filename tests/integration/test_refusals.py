@@ -205,6 +205,23 @@ def test_an_acknowledgement_that_is_refused_is_made_up_for(redis: Redis, connect
     assert notes(redis) == (0, 0)
 
 
+def test_the_end_of_a_message_is_told_with_the_next_note(redis: Redis, connection: Connection) -> None:
+    """A lone item waits for one answer of Redis, not for that to its predecessor's end as well."""
+    taker = Taker(connection)
+    redis.lpush(*envelope(durable=False))
+    (first,) = taker.take(1)
+    first.channel.qos.forgets_later = True
+    first.ack()
+    assert notes(redis) == (1, 1)
+    redis.lpush(*envelope(durable=False))
+    (second,) = taker.take(1)
+    assert list(redis.hgetall("unacked")) == [second.delivery_tag.encode()]
+    assert redis.zrange("unacked_index", 0, -1) == [second.delivery_tag.encode()]
+    second.ack()
+    second.channel.qos.forget()
+    assert notes(redis) == (0, 0)
+
+
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_message_that_is_given_back_is_taken_again(redis: Redis, connection: Connection, durable: bool) -> None:
     """An operator's stop: at once, if Redis takes it."""

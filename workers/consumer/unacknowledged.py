@@ -21,7 +21,6 @@ from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from producers.wire.publisher import DURABLE
 from workers.consumer.foreign_messages import due_at
 from workers.consumer.refusals import Refusals
-from workers.consumer.sent_commands import SentCommands
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +42,39 @@ class Note(NamedTuple):
 
     due: float | None
     text: str
+
+
+class SentCommands:
+    """Commands that Redis has been sent, over a connection of their own. Their `answers` must be read.
+
+    The work that follows them does not wait for Redis.
+    """
+
+    def __init__(self, client: Any, commands: Sequence[Sequence[Any]]) -> None:
+        """Send the commands. Raises ConnectionError."""
+        if hasattr(client, "_prefix_args"):  # kombu's client with a prefix for all keys
+            commands = [client._prefix_args(command) for command in commands]  # noqa: SLF001
+        self._count = len(commands)
+        self._pool = client.connection_pool
+        self._connection = self._pool.get_connection()
+        try:
+            self._connection.send_packed_command(self._connection.pack_commands(commands))
+        except BaseException:
+            self._pool.release(self._connection)
+            raise
+
+    def answers(self) -> list[Any]:
+        """Wait for the answers; a refusal is an answer. Raises ConnectionError."""
+        try:
+            return [self._answer() for _ in range(self._count)]
+        finally:
+            self._pool.release(self._connection)
+
+    def _answer(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except ResponseError as error:
+            return error
 
 
 class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
