@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from producers.edge.cascade import stays
+from producers.edge.smaller_pictures import smaller
 from producers.wire.edge.cascade_tasks import STAY
 from producers.wire.edge.edge_settings import EdgeTask
 from producers.wire.errors import ArgosyError
@@ -69,19 +70,21 @@ def departing(item: Item, name: str, task: EdgeTask, roots: Roots) -> Departing:
     params = item.params.get(name, {})
     if stays(task, params, STAY) or any(own.get(STAY) for own in item.params.values()):
         raise StaysOnSite("the item is marked `stay_on_site`")
-    value = _json(item.input, roots)
+    value = _json(item.input, roots, task)
     own = {key: given for key, given in params.items() if key != STAY}
     sent: Any = value if isinstance(value, str) and not own else {"input": value, **({"params": own} if own else {})}
     return Departing(msgspec.json.encode(sent), _GATE)
 
 
-def _json(given: Input, roots: Roots) -> Any:
+def _json(given: Input, roots: Roots, task: EdgeTask) -> Any:
     """Return an input in the form of the gateway's API."""
     match given:
         case str():
             return given
         case InlineBytes() | PathInput():
             data = given.data if isinstance(given, InlineBytes) else roots.read(given.path)
+            if task.most_side:
+                data = smaller(data, task.most_side)
             return {"bytes": base64.b64encode(data).decode()}
         case UrlInput(url):
             return {"url": url}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ KEPT_S = 14 * 86400.0
 
 #: Refusals that pass: the key's rate, a full fleet, a store or broker that is away.
 _PASSING = frozenset((408, 425, 429, 502, 503, 504))
+
+
+#: The first bytes of a packed body; JSON begins otherwise.
+_GZIP = b"\x1f\x8b"
 
 
 class LinkDown(ArgosyError):
@@ -68,6 +74,7 @@ class Link:
         self._site = settings.site
         self.sent_bytes = 0
         self.received_bytes = 0
+        self._plain = False  # whether the centre takes plain bodies alone
         # an own context, so that a site can trust its own authority alone
         trust: ssl.SSLContext | bool = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file else True
         self._client = httpx2.AsyncClient(
@@ -101,7 +108,7 @@ class Link:
         }
         inputs = b",".join(item.body for item in batch.items)
         body = msgspec.json.encode(head)[:-1] + b',"inputs":[' + inputs + b"]}"
-        answer = await self._ask("POST", "/api/jobs", body)
+        answer = await self._ask("POST", "/api/jobs", await self._packed(body))
         if not isinstance(answer, dict) or not isinstance(answer.get("id"), str):
             raise LinkDown("the centre's answer names no job; is `edge.centre` the address of a gateway?")
         return str(answer["id"])
@@ -139,14 +146,26 @@ class Link:
         except msgspec.DecodeError as error:
             raise LinkDown("the centre's results are not JSON Lines") from error
 
+    async def _packed(self, body: bytes) -> bytes:
+        """Return the body, packed if that makes it smaller, and until a centre says that it cannot read that."""
+        if self._plain:
+            return body
+        packed = await asyncio.to_thread(gzip.compress, body)
+        return min(body, packed, key=len)
+
     async def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         headers = {} if body is None else {"Content-Type": "application/json"}
+        if body is not None and body.startswith(_GZIP):
+            headers["Content-Encoding"] = "gzip"
         self.sent_bytes += len(body or b"")
         try:
             answer = await self._client.request(method, path, content=body, headers=headers)
         except (httpx2.HTTPError, ssl.SSLError, OSError) as error:
             raise LinkDown(f"the centre: {type(error).__name__}") from error  # its text has nothing that helps more
         self.received_bytes += len(answer.content)
+        if answer.status_code == 415 and "Content-Encoding" in headers and body is not None:  # an older centre
+            self._plain = True
+            return await self._ask(method, path, gzip.decompress(body))
         self._check(answer)
         try:
             return msgspec.json.decode(answer.content)

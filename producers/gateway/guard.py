@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ PRIVATE = ("/api/", "/v1/")
 
 #: The interval at which a body looks again for room.
 ROOM_S = 0.25
+
+#: The most bytes that are unpacked at a time.
+PART_BYTES = 2**16
 
 #: The header by which an answer can be found in the log.
 REQUEST_ID = "x-request-id"
@@ -85,7 +89,7 @@ class Guard:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope["path"]
         try:
-            _check_body(Headers(scope=scope))
+            gzip = _gzip(Headers(scope=scope))
             caller = Caller(tenant="") if path in HEALTH else await self._admit(scope, path)
         except Problem as refused:
             await answer(refused, path)(scope, receive, send)
@@ -97,7 +101,7 @@ class Guard:
         settings, serving, key = self._gateway.settings, self._gateway.serving, PAGE if _is_public(path) else caller.key
         limit = self._limit(path)
         body = GuardedBody(
-            receive,
+            receive if gzip is None else partial(gzip.next, receive),
             limit,
             settings.stall_s,
             partial(self._gateway.bodies.hold, key),
@@ -190,11 +194,47 @@ def _is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(PUBLIC_PREFIX)
 
 
-def _check_body(headers: Headers) -> None:
-    """Raise Problem for a compressed body."""
-    if (coding := headers.get("content-encoding", "identity")).lower() != "identity":
-        detail, send_plain = f"the body has the Content-Encoding {coding!r}", {"Accept-Encoding": "identity"}
-        raise Problem(415, "UnsupportedMediaType", detail, remedy="send it uncompressed", headers=send_plain)
+def _gzip(headers: Headers) -> Gzip | None:
+    """Return what unpacks the body, or None for a plain one. Raises Problem (415) for any other coding."""
+    coding = headers.get("content-encoding", "identity").lower()
+    if coding in ("gzip", "x-gzip"):
+        return Gzip()
+    if coding == "identity":
+        return None
+    detail, headers_ = f"the body has the Content-Encoding {coding!r}", {"Accept-Encoding": "gzip, identity"}
+    raise Problem(415, "UnsupportedMediaType", detail, remedy="send it plain, or with gzip", headers=headers_)
+
+
+class Gzip:
+    """A packed body, unpacked in parts of `PART_BYTES`, so that a bomb is refused before it is whole."""
+
+    def __init__(self) -> None:
+        self._inflater = zlib.decompressobj(wbits=31)
+        self._arrived = False  # whether all of the packed body has
+        self._more = False  # whether there is more to unpack of what has arrived
+
+    async def next(self, receive: Receive) -> Message:
+        """Return the next message as if the body had come plain. Raises Problem (400)."""
+        packed = b""
+        if not self._more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+            packed, self._arrived = message.get("body", b""), not message.get("more_body", False)
+        try:
+            part = self._inflater.decompress(self._inflater.unconsumed_tail + packed, PART_BYTES)
+        except zlib.error as error:
+            raise _no_gzip(str(error)) from None
+        self._more = bool(self._inflater.unconsumed_tail) or len(part) == PART_BYTES
+        whole = self._arrived and not self._more
+        if self._inflater.unused_data or (whole and not self._inflater.eof):
+            raise _no_gzip("it ends early, or goes on after its end")
+        return {"type": "http.request", "body": part, "more_body": not whole}
+
+
+def _no_gzip(problem: str) -> Problem:
+    detail = f"the body has the Content-Encoding gzip, and is not one gzip stream: {problem}"
+    return Problem(400, "InvalidGzip", detail, remedy="pack it once, or send it plain", headers={"Connection": "close"})
 
 
 class GuardedBody:

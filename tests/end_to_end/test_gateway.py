@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 import zlib
@@ -398,11 +399,37 @@ def test_under_v1_a_wrong_request_is_a_bad_request(ours: httpx.Client) -> None:
     assert ours.post("/api/items", json={}).status_code == 422
 
 
-def test_a_compressed_body_is_refused(ours: httpx.Client) -> None:
-    """By name, and not as JSON that cannot be read."""
-    for path in ("/v1/embeddings", "/api/jobs/lines?task=echo"):
-        refused = ours.post(path, content=zlib.compress(b"{}"), headers={**JSON, "Content-Encoding": "gzip"})
-        assert (refused.status_code, refused.headers["accept-encoding"]) == (415, "identity")
+def test_a_gzip_body_is_read_like_a_plain_one(ours: httpx.Client) -> None:
+    packed = {**JSON, "Content-Encoding": "gzip"}
+    body = json.dumps({"task": "echo", "inputs": ["the same text"] * 100}).encode()
+    accepted = ours.post("/api/jobs", content=gzip.compress(body), headers=packed)
+    assert accepted.status_code == 202
+    assert accepted.json()["items"] == 100
+    lines = gzip.compress(b'"%s"\n' % (b"a text " * 1000) * 50)  # over `PART_BYTES` when it is unpacked
+    streamed = ours.post("/api/jobs/lines?task=echo", content=lines, headers={"Content-Encoding": "gzip"}).json()
+    assert streamed.get("items") == 50, streamed
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status"),
+    [
+        ("gzip", zlib.compress(b"{}"), 400),
+        ("gzip", gzip.compress(b"{}")[:-4], 400),
+        ("gzip", gzip.compress(b"{}") * 2, 400),
+        ("gzip", b"", 400),
+        ("gzip", gzip.compress(bytes(200 * 2**20), 9), 413),
+        ("deflate", zlib.compress(b"{}"), 415),
+        ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), 415),
+    ],
+)
+def test_a_body_that_is_packed_otherwise_is_refused_by_name(
+    ours: httpx.Client, coding: str, body: bytes, status: int
+) -> None:
+    """And not as JSON that cannot be read; a bomb is not unpacked."""
+    headers = {**JSON, "Content-Encoding": coding}
+    refused = ours.post("/api/jobs", content=body, headers=headers)
+    assert refused.status_code == status
+    assert ("accept-encoding" in refused.headers) == (status == 415)
 
 
 def test_null_is_a_field_that_is_left_out(ours: httpx.Client) -> None:

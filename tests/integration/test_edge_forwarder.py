@@ -409,6 +409,40 @@ async def test_the_link_speaks_tls_with_the_sites_own_authority(there: Place, ce
 
 
 @looped
+async def test_batches_are_packed_for_the_way(there: Place, centre_url: str) -> None:
+    """A centre whose gateway takes plain bodies alone gets those."""
+    key = key_for(there.url)
+    texts = [f"Ticket {number}: the parcel has not arrived yet." for number in range(64)]
+    items = [
+        departing(Item(seq, text, ("sentiment",)), "sentiment", SENTIMENT, Roots()) for seq, text in enumerate(texts)
+    ]
+    sent = {}
+    own = create_app(SETTINGS, lambda: AsyncClient(there.broker_url, there.url, catalogue=Catalogue.builtin()))
+    with served(refusing_gzip(own)) as older_url:
+        for name, url in (("packed", centre_url), ("plain", older_url)):
+            async with Link(edge(url), key) as link:
+                await link.submit(OutgoingBatch(id=f"{name}-1", task="sentiment", items=items, priority="bulk"))
+                link.sent_bytes = 0
+                await link.submit(OutgoingBatch(id=f"{name}-2", task="sentiment", items=items, priority="bulk"))
+                sent[name] = link.sent_bytes
+    assert there.answer(lambda item: 0.9) == texts * 4
+    assert sent["packed"] < sent["plain"] / 4
+
+
+def refusing_gzip(app: Any) -> Any:
+    """Return an application as it was before it read packed bodies."""
+
+    async def refusing(scope: Any, receive: Any, send: Any) -> None:
+        if (b"content-encoding", b"gzip") not in scope.get("headers", ()):
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 415, "headers": [(b"accept-encoding", b"identity")]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    return refusing
+
+
+@looped
 async def test_marked_items_are_never_batched(here: Place, there: Place, centre_url: str) -> None:
     """However unsure the site is, and even if the spool's row has lost the mark: the gate reads the item itself."""
     marked = NewItem("a secret", params={"stay_on_site": True})

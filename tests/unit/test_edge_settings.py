@@ -36,6 +36,12 @@ def file(folder: Path, text: str) -> Path:
         (HEAD + 'hours = "22-6"\n' + TASK, "`hours` must be two times of a day"),
         (HEAD + 'hours = "22:00-24:00"\n' + TASK, "`hours` must be two times of a day"),
         (HEAD + TASK + "threshold = 2\n", "edge.tasks.sentiment: `threshold` must be 0 to 1"),
+        (HEAD + TASK + "most_side = 224\n", "edge.tasks.sentiment.most_side: is for pictures that get labels"),
+        (HEAD + "[edge.tasks.image-classification]\nmost_side = 8\n", "`most_side` must be 32 pixels or more"),
+        (
+            HEAD + '[edge.tasks.new]\nonly_at_centre = true\nkind = "object-detection"\nmost_side = 640\n',
+            "edge.tasks.new.most_side: is for pictures that get labels",
+        ),
         (HEAD + TASK + "stay_on_site = true\nonly_at_centre = true\n", "answered nowhere"),
         (HEAD + "[edge.tasks.mood]\n", "edge.tasks.mood.site: no task 'mood' at this site"),
         (HEAD + "[edge.tasks.embedding]\n", "have no score that a threshold could judge"),

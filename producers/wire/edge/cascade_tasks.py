@@ -40,7 +40,9 @@ def with_cascade(own: Catalogue, settings: EdgeSettings, *, where: str) -> Catal
 
 def _task(own: Catalogue, name: str, task: EdgeTask, setting: str) -> Task:
     if task.only_at_centre:
-        return Task(name, _marked(_kind_at_centre(task, setting), leaves=True), EDGE, "answered by the centre")
+        kind = _kind_at_centre(task, setting)
+        _check_pictures(task, kind, setting)
+        return Task(name, _marked(kind, leaves=True), EDGE, "answered by the centre")
     answering = task.site or name
     if answering not in own.tasks:
         problem = f"no task {answering!r} at this site; {known(answering, own.tasks)}"
@@ -51,7 +53,17 @@ def _task(own: Catalogue, name: str, task: EdgeTask, setting: str) -> Task:
         there = ", ".join(sorted(kind.name for kind in KINDS.values() if kind.output in (Labels, ExplainedLabels)))
         problem = f"answers of the kind {found.kind.name!r} have no score that a threshold could judge"
         raise ConfigurationError(f"{setting}: {problem}; a cascade can have {there}")
+    _check_pictures(task, found.kind, setting)
     return Task(name, _marked(found.kind, leaves=False), EDGE, found.summary, found.params)
+
+
+def _check_pictures(task: EdgeTask, kind: Kind, setting: str) -> None:
+    """Refuse smaller pictures where the answer's numbers count their pixels, as boxes do."""
+    if task.most_side and (kind.modality != "image" or kind.output is not Labels):
+        there = ", ".join(
+            sorted(one.name for one in KINDS.values() if one.modality == "image" and one.output is Labels)
+        )
+        raise ConfigurationError(f"{setting}.most_side: is for pictures that get labels ({there}); leave it out")
 
 
 def _kind_at_centre(task: EdgeTask, setting: str) -> Kind:

@@ -24,6 +24,9 @@ KEY_VARIABLE = "ARGOSY_EDGE_KEY"
 #: A gateway without TLS is accepted on the same machine only: the key would be readable on the way.
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
+#: Smaller pictures tell a model nothing.
+LEAST_SIDE = 32
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TIME = r"([01]\d|2[0-3]):[0-5]\d"
 _HOURS = re.compile(f"{_TIME}-{_TIME}")
@@ -34,7 +37,8 @@ class EdgeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     `site` and `centre` are the names of the task that answers at the site and at the centre; the default is its own
     name. An answer of the site under `threshold` (0 to 1, its best label's score) is sent on. With `stay_on_site` no
-    item of this task ever leaves. With `only_at_centre`, which needs a `kind`, the site has no model for it.
+    item of this task ever leaves. With `only_at_centre`, which needs a `kind`, the site has no model for it. Pictures
+    are sent on with at most `most_side` pixels on their longer side (0: as they are).
     """
 
     site: str = ""
@@ -43,8 +47,11 @@ class EdgeTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stay_on_site: bool = False
     only_at_centre: bool = False
     kind: str = ""
+    most_side: int = 0
 
     def __post_init__(self) -> None:
+        if self.most_side and self.most_side < LEAST_SIDE:
+            raise ValueError(f"`most_side` must be {LEAST_SIDE} pixels or more, or 0 for pictures as they are")
         if not 0 <= self.threshold <= 1:
             raise ValueError("`threshold` must be 0 to 1")
         if self.stay_on_site and self.only_at_centre:
