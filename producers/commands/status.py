@@ -1,4 +1,4 @@
-"""`argosy status`: the progress of a job, or the newest jobs and the queued work."""
+"""`argosy status`: the progress of a job, or the newest jobs, the queued work and the sites."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EVERY_S = 1.0
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, for programs.")
 @click.option("-w", "--watch", "watched", is_flag=True, help="Follow the progress until JOB is finished.")
 def status(job: str | None, *, limit: int, search: str, as_json: bool, watched: bool) -> None:
-    """Show the progress of a job, or list the newest jobs and the queued work.
+    """Show the progress of a job, or list the newest jobs, the queued work and the sites.
 
     A result is counted for each item and task. The estimate of the queued work is based on the device time of
     recent items. With a job and `--watch`, the exit code is 1 if a result failed, expired or was cancelled.
@@ -100,6 +100,7 @@ def _of_all(client: Client, limit: int, search: str, *, as_json: bool, watched: 
     else:
         none = "no jobs yet; submit one with `argosy submit`"
         say(f"no job has {search!r} in its name, tenant or id" if search else none, err=True)
+    _tell_sites()
     _tell_unserved([work.model for work in client.queued_work()])
     _tell_paused(client.ask(lambda store: store.pauses.every()))
 
@@ -129,6 +130,16 @@ def _training(job: str) -> TrainingProgress | None:
     from producers.commands.serving import asked
 
     return asked(lambda redis: training_progress(redis, job))
+
+
+def _tell_sites() -> None:
+    from producers.commands.serving import asked
+    from producers.commands.tables import sites_table
+    from producers.wire.edge.told_sites import told_sites
+
+    if sites := asked(told_sites):
+        say("")
+        console().print(sites_table(sites))
 
 
 def _tell_paused(pauses: Sequence[Pause]) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from producers.wire.catalogue import Catalogue, Task
+    from producers.wire.edge.told_sites import ToldSite
 
 
 def jobs_table(jobs: Sequence[JobStatus]) -> Table:
@@ -47,6 +48,23 @@ def queued_lines(work: Sequence[QueuedWork]) -> Iterator[str]:
         took_s = seconds[model, priority]
         estimate = "no estimate yet" if took_s is None else f"about {took_s:,.0f} s of work"
         yield f"waiting: {model}, {Priority(priority).name.lower()}: {count:,} items, {estimate}"
+
+
+def sites_table(sites: Sequence[ToldSite]) -> Table:
+    """Return a table of sites, as they told last."""
+    from rich.table import Table
+
+    table = Table("site", "tenant", "last seen", "waiting", "sent on", "agreement", "models", box=None, pad_edge=False)
+    for site in sites:
+        seen = _when(site.at) + (", away" if site.away else "")
+        waiting, models = f"{site.waiting:,}", ", ".join(f"{name} {own}" for name, own in site.models.items())
+        share, agreement = map(_share, (site.share_sent, site.agreement))
+        table.add_row(site.site, site.tenant, seen, waiting, share, agreement, models)
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def show_job(job: JobStatus) -> None:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from producers.edge import cascade
@@ -110,7 +109,7 @@ class Escalation:
 
     def _is_open(self) -> bool:
         """Return whether items may be sent at this time of the day."""
-        if not self._site.settings.sends_at(datetime.now(UTC).astimezone().time()):
+        if not self._site.is_open:
             self._site.link_state = self._closed
             return False
         if self._site.link_state == self._closed:

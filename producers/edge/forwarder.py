@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from producers.client.async_client import AsyncClient
 from producers.edge.cascade_intake import CascadeIntake
 from producers.edge.departure import Roots
 from producers.edge.escalation import Escalation
-from producers.edge.link import Link
+from producers.edge.link import BatchRefused, Link, LinkDown
 from producers.edge.site import LEASE_S, Site, heard
 from producers.edge.site_clock import SiteClock
 from producers.edge.site_turn import SiteTurn
@@ -28,9 +29,11 @@ from producers.wire.command_line import log_to_stderr
 from producers.wire.connection import Connection
 from producers.wire.edge.cascade_tasks import with_cascade
 from producers.wire.edge.edge_settings import EDGE, EdgeSettings, edge_settings
+from producers.wire.edge.told_sites import TELL_EVERY_S as REPORT_EVERY_S
+from producers.wire.edge.told_sites import SiteReport
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded, without_text
 from producers.wire.fleet_file import beside, read_toml, typed
-from producers.wire.live_nodes import NODES, node_key
+from producers.wire.live_nodes import NODES, node_key, served_models
 from producers.wire.messages import COLUMNS
 from producers.wire.publisher import Publisher, as_unavailable
 from results_store.errors import StoreUnavailable
@@ -89,6 +92,7 @@ async def _serve(site: Site, link: Link, stopping: asyncio.Event) -> None:
         "leases": lambda: _every(LEASE_S / 4, lambda: _renew(site)),
         "presence": lambda: _every(TELL_EVERY_S, lambda: asyncio.to_thread(_tell, site)),
         "cancellations": lambda: _every(TURN_S, turn.cancelled),
+        "reports": lambda: _every(REPORT_EVERY_S, lambda: report(site, link)),
         "notes": lambda: _every(NOTE_EVERY_S, lambda: note(site, link)),
         "lost jobs": lambda: _every(LOST_EVERY_S, turn.lost),
     }
@@ -203,6 +207,37 @@ async def note(site: Site, link: Link) -> None:
     status = {"site": site.settings.site, "link": site.link_state, "at": time.time(), "counted": dict(site.counted)}
     await site.ask(lambda store: store.edge.note("clock", site.clock.note()))
     await site.ask(lambda store: store.edge.note("status", status))
+
+
+async def report(site: Site, link: Link) -> None:
+    """Tell the centre how the site does, in the hours of the link: counts, models and versions alone."""
+    if not site.is_open:
+        return
+    counts = await site.ask(lambda store: store.edge.counts())
+    models = await asyncio.to_thread(_models, site)
+    counted = site.counted
+    told = SiteReport(
+        version=version("argosy"),
+        models=models,
+        waiting=sum(count for count, _ in counts.values()),
+        waiting_bytes=sum(size for _, size in counts.values()),
+        sent=counted["sent"],
+        by_centre=counted["by centre"],
+        by_site=counted["by site"] if site.settings.tell_counts else None,
+        agreed=counted["agreed"],
+        differed=counted["differed"],
+    )
+    try:
+        await link.tell(told)
+    except (LinkDown, BatchRefused) as error:
+        logger.debug("the centre was not told how the site does: %s", error)
+
+
+def _models(site: Site) -> dict[str, str]:
+    """Return the models that the site's own nodes serve, with their revisions."""
+    with as_unavailable(site.publisher.redis):
+        served = served_models(site.publisher.redis)
+    return {name: ", ".join(sorted(revisions)) for name, revisions in served.items() if name != EDGE}
 
 
 async def _run() -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from producers.edge.departure import Departing
 from producers.wire.edge.edge_settings import EdgeSettings
+from producers.wire.edge.told_sites import SiteReport
 from producers.wire.errors import ArgosyError
 
 #: Seconds after which the centre may purge a batch's job that has ended: the site fetches it within days.
@@ -119,6 +120,10 @@ class Link:
             await self._ask("GET", "/api/jobs?limit=1")
         except (BatchRefused, JobGone) as error:
             raise LinkDown(f"the centre: {error}; is `edge.centre` the address of a gateway?") from error
+
+    async def tell(self, report: SiteReport) -> None:
+        """Tell how the site does. Raises LinkDown, or BatchRefused by a centre of an older version."""
+        await self._ask("PUT", f"/api/sites/{self._site}", msgspec.json.encode(report))
 
     async def is_finished(self, job: str) -> bool:
         """Return whether a job has all its results. Raises LinkDown or JobGone."""

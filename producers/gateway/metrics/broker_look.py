@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from redis.exceptions import ResponseError
 
+from producers.wire.edge.told_sites import ToldSite, told_sites
 from producers.wire.live_nodes import LiveNode, announcements
 from producers.wire.queues import PRIORITY_ENDS, PRIORITY_STEPS, REFUSED, queue_name, read
 
@@ -38,6 +40,7 @@ class BrokerLook:
     refused: int
     memory_bytes: int | None
     most_memory_bytes: int
+    sites: tuple[ToldSite, ...] = ()
 
 
 def look_at_broker(redis: Redis, models: Collection[str], lanes: Collection[int]) -> BrokerLook:
@@ -68,7 +71,15 @@ def look_at_broker(redis: Redis, models: Collection[str], lanes: Collection[int]
         refused=_count(refused),
         memory_bytes=facts.get("used_memory"),
         most_memory_bytes=int(facts.get("maxmemory", 0)),
+        sites=_sites(redis),
     )
+
+
+def _sites(redis: Redis) -> tuple[ToldSite, ...]:
+    try:
+        return tuple(told_sites(redis))
+    except ResponseError:  # as above
+        return ()
 
 
 def _count(answer: Any) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from producers.gateway.metrics.store_look import StoreLook
 from producers.gateway.metrics.wanted_workers import Wanted
 from producers.gateway.metrics.worker_metrics import worker_metrics
 from producers.gateway.views import priority_name
+from producers.wire.edge.told_sites import ToldSite
 from producers.wire.messages import Priority
 from results_store.sql.monitoring.fleet_figures import Demand
 
@@ -128,6 +130,19 @@ def _of_broker(broker: BrokerLook) -> Iterator[Metric]:
         for name, model in node.models.items():
             served[name, model.state] += 1
     yield _labelled("argosy_model_workers", "Workers that serve a model, by its state.", ("model", "state"), served)
+    yield from _of_sites(broker.sites)
+
+
+def _of_sites(sites: Sequence[ToldSite]) -> Iterator[Metric]:
+    def family(name: str, about: str, value: Callable[[ToldSite], float | None]) -> Metric:
+        return _labelled(name, about, ("tenant", "site"), {(one.tenant, one.site): value(one) for one in sites})
+
+    now = time.time()
+    yield family("argosy_site_told_age_seconds", "Time since a site of the edge told last.", lambda one: now - one.at)
+    yield family("argosy_site_waiting_items", "Items that wait at a site for this fleet.", lambda one: one.waiting)
+    yield family("argosy_site_sent_items", "Items that a site has sent since it was set up.", lambda one: one.sent)
+    about = "Share of equal answers, of the items that site and fleet both answered."
+    yield family("argosy_site_agreement_ratio", about, lambda one: one.agreement)
 
 
 def _bounded(by_line: Mapping[Line, list[Demand]]) -> dict[Line, list[Demand]]:

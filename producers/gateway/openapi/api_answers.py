@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from producers.gateway.openapi.schema_of import object_of, schema_of
+from producers.wire.edge.told_sites import ToldSite
 from results_store.gateway.api_keys import ROLES, ApiKey
 from results_store.records import Batch, Depth, JobStatus, Pause, Result, Tenant
 from results_store.sql.auditing.audit_log import AuditEntry
@@ -87,6 +88,8 @@ _SCHEDULE = object_of(
 )
 SCHEDULES = object_of({"schedules": _list(_SCHEDULE)})
 SCHEDULE_RUNS = object_of({"runs": _list(_RUN)})
+_SHARES: dict[str, Any] = dict.fromkeys(("share_sent", "agreement"), _or_null({"type": "number"}))
+SITES = object_of({"sites": _list(object_of(_row(ToldSite) | {"away": _FLAG} | _SHARES))})
 ACTIVITY = object_of(
     {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}
     | {name: _list(_OBJECT) for name in ("queue", "models", "devices", "recent", "pauses")}

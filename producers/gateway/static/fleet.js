@@ -6,6 +6,7 @@ import { bar, histogram, spark } from "./charts.js";
 import { dayTable } from "./days.js";
 import { Rows, cell, el, say, tableOf } from "./dom.js";
 import { PATIENCE_S } from "./pace.js";
+import { siteTable } from "./sites.js";
 import { ago, brief, count, duration, plural, sentence, share } from "./words.js";
 
 const EVERY_S = 2;
@@ -127,12 +128,12 @@ function filled(sizes) {
 export function fleet(root, { signal }) {
   const pauses = pauseTable();
   const parts = [workerTable(), pauses, waitingTable(pauses.show), deviceTable(), shapes(), recentTable()];
-  const days = dayTable(signal);
-  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Fleet"), ...parts.map((part) => part.node), days.node);
+  const slow = [siteTable(signal), dayTable(signal)];
+  root.append(el("h1", { tabindex: -1, class: "unseen" }, "Fleet"), ...[...parts, ...slow].map((part) => part.node));
   poll(async () => {
     const found = await activity(signal);
     parts.forEach((part) => part.update(found));
-    await days.look();
+    for (const part of slow) await part.look();
   }, EVERY_S, signal);
 }
 

@@ -73,7 +73,8 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     they are full, the oldest (``drop-oldest``) or the new one (``refuse-new``) is answered by the site alone. A centre
     that says nothing for `answer_s` counts as away. With `share_load`, items that the site's own models would compute
     after their deadline go to the centre without being asked here. At most `max_kbit_s` of inputs a second are sent on
-    (0: without limit), and only in these `hours` of the site's local time, as "22:00-06:00" (empty: always).
+    (0: without limit), and only in these `hours` of the site's local time, as "22:00-06:00" (empty: always). With
+    `tell_counts` the centre is told how many items the site answered by itself, marked ones included.
     """
 
     site: str = ""
@@ -85,6 +86,7 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     share_load: bool = False
     max_kbit_s: float = 0.0
     hours: str = ""
+    tell_counts: bool = False
     spool_items: int = 100_000
     spool_mib: float = 1024.0
     when_full: Literal["drop-oldest", "refuse-new"] = "drop-oldest"
