@@ -74,6 +74,54 @@ def test_only_the_named_folder_is_unpacked(server: Registry, tmp_path: Path) -> 
     assert pulled.revision == "weights==1.0"
 
 
+def archive(url: str, sha256: str, **more: Any) -> model_source.Source:
+    return model_source.parse({"archive": url, "sha256": sha256, **more}, where="models.x.source")
+
+
+def test_an_archive_at_a_url_is_pulled_and_resumed(server: Registry, tmp_path: Path) -> None:
+    """It is known by its content: from another place it is there already."""
+    content = tarball(("student/config.json", b"{}" * 40_000, tarfile.REGTYPE), ("notes.txt", b"x", tarfile.REGTYPE))
+    sha256 = server.add("student-3.tar.gz", content)
+    half = len(content) // 2
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / f"{sha256[:16]}-student-3.tar.gz.partial").write_bytes(content[:half])
+    source = archive(f"{server.url}/files/student-3.tar.gz", sha256, folder="student")
+    pulled = model_source.pull(source, tmp_path)
+    assert [path.name for path in pulled.folder.rglob("*")] == ["config.json"]
+    assert pulled.revision == f"student-3@{sha256[:12]}"
+    assert server.asked == [("/files/student-3.tar.gz", f"bytes={half}-")]
+    elsewhere = archive("https://elsewhere.example/student-3.tar.gz?signature=x", sha256, folder="student")
+    assert model_source.locate(elsewhere, tmp_path) == pulled
+    assert "signature" not in repr(elsewhere)
+    assert model_source.locate(archive("https://elsewhere.example/student-3.tar.gz", sha256), tmp_path) is None
+
+
+def test_an_archive_may_be_a_file_and_must_be_the_pinned_one(tmp_path: Path) -> None:
+    """What another archive would unpack to reaches no cache."""
+    file = tmp_path / "student 3.zip"
+    file.write_bytes(CONTENT)
+    with pytest.raises(PullFailed, match="differs from the pinned file"):
+        model_source.pull(archive(file.as_uri(), "0" * 64), tmp_path / "cache")
+    pulled = model_source.pull(archive(file.as_uri(), hashlib.sha256(CONTENT).hexdigest()), tmp_path / "cache")
+    assert (pulled.folder / "weights" / "model" / "sub" / "b.txt").read_bytes() == b"B"
+    assert pulled.folder.name.startswith("student-3-")
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ({"archive": "https://a.example/x.zip"}, r"source\.sha256: .* missing"),
+        ({"archive": "ftp://a.example/x.zip", "sha256": "0" * 64}, r"source\.archive: must be text of the form"),
+        ({"archive": "https://me:word@a.example/x.zip", "sha256": "0" * 64}, "must hold no login"),
+        ({"archive": "https://a.example/x.zip", "sha256": "0" * 64, "members": []}, "source.members: not a key"),
+        ({"archive": "https://a.example/x.zip", "path": "x"}, "needs exactly one of"),
+    ],
+)
+def test_a_wrong_archive_is_named(table: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        model_source.parse(table, where="models.x.source")
+
+
 def test_a_second_pull_asks_nobody(server: Registry, tmp_path: Path) -> None:
     """Workers start without a network once the models are there."""
     source = package(server.add(FILE, CONTENT))

@@ -81,7 +81,7 @@ def _fetch_http(offered: Offered, partial: Path, progress: Progress, pause_s: fl
             except httpx2.HTTPStatusError as error:
                 status = error.response.status_code
                 if status < 500 or attempt == _ATTEMPTS:
-                    raise PullFailed(f"{offered.name}: the registry answers {status}") from error
+                    raise PullFailed(f"{offered.name}: the server answers {status}") from error
             except httpx2.TransportError as error:
                 if attempt == _ATTEMPTS:
                     reason = str(error) or type(error).__name__

