@@ -212,6 +212,7 @@ class Gzip:
         self._inflater = zlib.decompressobj(wbits=31)
         self._arrived = False  # whether all of the packed body has
         self._more = False  # whether there is more to unpack of what has arrived
+        self._empty = True  # a request without a body has no gzip stream either
 
     async def next(self, receive: Receive) -> Message:
         """Return the next message as if the body had come plain. Raises Problem (400)."""
@@ -221,13 +222,14 @@ class Gzip:
             if message["type"] != "http.request":
                 return message
             packed, self._arrived = message.get("body", b""), not message.get("more_body", False)
+        self._empty = self._empty and not packed
         try:
             part = self._inflater.decompress(self._inflater.unconsumed_tail + packed, PART_BYTES)
         except zlib.error as error:
             raise _no_gzip(str(error)) from None
         self._more = bool(self._inflater.unconsumed_tail) or len(part) == PART_BYTES
         whole = self._arrived and not self._more
-        if self._inflater.unused_data or (whole and not self._inflater.eof):
+        if self._inflater.unused_data or (whole and not self._empty and not self._inflater.eof):
             raise _no_gzip("it ends early, or goes on after its end")
         return {"type": "http.request", "body": part, "more_body": not whole}
 

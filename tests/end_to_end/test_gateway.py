@@ -405,6 +405,7 @@ def test_a_gzip_body_is_read_like_a_plain_one(ours: httpx.Client) -> None:
     accepted = ours.post("/api/jobs", content=gzip.compress(body), headers=packed)
     assert accepted.status_code == 202
     assert accepted.json()["items"] == 100
+    assert ours.get("/api/jobs", headers={"Content-Encoding": "gzip"}).status_code == 200, "no body is none"
     lines = gzip.compress(b'"%s"\n' % (b"a text " * 1000) * 50)  # over `PART_BYTES` when it is unpacked
     streamed = ours.post("/api/jobs/lines?task=echo", content=lines, headers={"Content-Encoding": "gzip"}).json()
     assert streamed.get("items") == 50, streamed
@@ -416,7 +417,6 @@ def test_a_gzip_body_is_read_like_a_plain_one(ours: httpx.Client) -> None:
         ("gzip", zlib.compress(b"{}"), 400),
         ("gzip", gzip.compress(b"{}")[:-4], 400),
         ("gzip", gzip.compress(b"{}") * 2, 400),
-        ("gzip", b"", 400),
         ("gzip", gzip.compress(bytes(200 * 2**20), 9), 413),
         ("deflate", zlib.compress(b"{}"), 415),
         ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), 415),
