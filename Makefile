@@ -10,10 +10,11 @@ ORDER := $(if $(SEED),--random-order-bucket=module --random-order-seed=$(SEED))
 INSTALLED := $(VENV)/.installed
 CLIENTS := .venv-clients
 HELM := .venv-helm
+RAY := build/ray
 
 .PHONY: demo test check prose mutation bench plots install clean \
 	test-benchmarks test-celery test-clients test-edge test-faults test-folders test-gpu test-hostile test-kubernetes test-long \
-	test-media test-monitoring test-morning test-quiet test-stack test-training test-upgrade
+	test-media test-monitoring test-morning test-quiet test-ray test-stack test-training test-upgrade
 
 install: $(INSTALLED)
 
@@ -117,6 +118,14 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
 	touch $@
 
+# The recipe for Ray Data on a local Ray, which pip downloads into an environment of its own: a minute and a half.
+test-ray: $(INSTALLED) $(RAY)/.installed
+	ARGOSY_TEST_RAY=$(abspath $(RAY)) $(BIN)/python -m pytest tests/ray
+
+$(RAY)/.installed: tests/ray/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --target $(RAY) --requirement tests/ray/requirements.txt
+	touch $@
+
 # A real Prometheus (Debian: apt-get install prometheus) scrapes a fleet: dashboards, alerts, and the scaler's number: minutes.
 test-monitoring: $(INSTALLED)
 	@command -v promtool >/dev/null || apt-get install --yes --no-install-recommends prometheus
@@ -136,4 +145,4 @@ test-gpu: $(INSTALLED)
 	ARGOSY_TEST_DEVICE=cuda:0 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal tests/gpu $$(grep -l tests.serving tests/integration/*.py)
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(HELM) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(HELM) $(RAY) build dist *.egg-info

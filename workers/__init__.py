@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from results_store import moved
 
 #: Old names that README and docs told to import or to run; see CHANGELOG.
@@ -42,3 +45,19 @@ _MOVED = {
     "workers.worker": "workers.consumer.worker",
 }
 moved.accept(_MOVED)
+
+
+def predictor(model: str, **options: Any) -> Any:
+    """Return a class for Ray Data's ``map_batches``: rows computed with a model of a ``fleet.toml``, without a fleet.
+
+    `options` are those of `workers.fleet.predictor.Predictor`, which the class extends (docs/recipes/ray.md).
+    """
+    base = import_module("workers.fleet.predictor").Predictor  # with the worker's libraries
+
+    class Predictor(base):  # type: ignore[misc, valid-type]
+        __doc__ = base.__doc__
+
+        def __init__(self) -> None:
+            super().__init__(model, **options)
+
+    return Predictor

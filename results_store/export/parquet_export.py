@@ -53,6 +53,11 @@ def write_parquet(store: Store, job: str, out: IO[bytes]) -> int:
     return write_groups(out, SCHEMA, groups, _columns)
 
 
+def table_of(results: Sequence[Result]) -> Any:
+    """Return an Arrow table with the columns of `SCHEMA`."""
+    return pa.Table.from_arrays(_columns(results), schema=SCHEMA)
+
+
 def write_groups(
     out: IO[bytes], schema: Any, groups: Iterable[Sequence[T]], columns: Callable[[Sequence[T]], list[Any]]
 ) -> int:

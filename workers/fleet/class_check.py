@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import numpy as np
 
 from producers.wire.errors import ArgosyError, ConfigurationError
 from producers.wire.kinds.custom import CUSTOM
-from workers.batching.batcher import Batcher, BatcherSettings
+from workers.batching.batcher import Batcher
 from workers.batching.planning.policy import Budget
 from workers.batching.planning.waiting_pool import Waiting
 from workers.batching.roster import ServedModel
 from workers.batching.serving import served_models
 from workers.batching.steady_clock import steady_time
 from workers.batching.work import Computed, Entry, Failed
-from workers.device.device_client import ProcessDevice
-from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
+from workers.fleet.single_model import running
 from workers.models.interface import class_lookup, returned
 from workers.models.interface.class_calls import ClassCalls
 from workers.models.interface.model import Model, tried
@@ -56,7 +54,7 @@ def check(settings: Settings, name: str, device: Device) -> list[str]:
         return [str(error)]
     except Exception as error:  # noqa: BLE001 - `revision` and `default_cost` may be the class's own code
         return [returned.said(error, f"{name}: {wanted.class_} cannot be made")]
-    with _running(settings, wanted, served, device) as batcher:
+    with running(settings, wanted, served, device, name="check") as batcher:
         if batcher.out_of_service:
             return [batcher.out_of_service]
         trial = _Trial(batcher, served, ClassCalls(settings.worker.batch_timeout_s))
@@ -97,30 +95,6 @@ def _samples(model: Model) -> Sequence[Item]:
 
 def _is_item(found: object) -> bool:
     return isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)
-
-
-@contextmanager
-def _running(settings: Settings, wanted: ModelToLoad, served: ServedModel, device: Device) -> Iterator[Batcher]:
-    """Start the model on a device process of its own."""
-    worker = settings.worker
-    batcher = Batcher(
-        {wanted.name: served},
-        BatcherSettings(
-            worker="check",
-            device=device.name,
-            load_timeout_s=worker.load_timeout_s,
-            batch_timeout_s=worker.batch_timeout_s,
-            guaranteed_shares={},
-        ),
-        on_batch=lambda _: None,
-        on_out_of_service=lambda _: None,
-    )
-    batcher.start(ProcessDevice(device, [wanted], batcher.tell, threads=worker.threads))
-    try:
-        batcher.came_up.wait()
-        yield batcher
-    finally:
-        batcher.stop()
 
 
 class _Trial:
