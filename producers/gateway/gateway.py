@@ -19,8 +19,8 @@ from producers.gateway.metrics.gateway_metrics import GatewayMetrics
 from producers.gateway.problems import Gone, Problem
 from producers.gateway.rates import HeldBytes, Rates
 from producers.gateway.settings import GatewaySettings
-from producers.wire.catalogue import Modality
 from producers.wire.errors import InvalidInput
+from producers.wire.forms import FILES
 from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
 from results_store.records import JobFilter, JobStatus
@@ -30,9 +30,6 @@ T = TypeVar("T")
 
 #: Makes the text of token ids. Raises ValueError.
 Detokenizer: TypeAlias = Callable[[Sequence[int]], str]
-
-#: The forms of inputs that are files or have one.
-FILES: frozenset[Modality] = frozenset(("image", "audio", "video", "text-and-image"))
 
 #: Recent handles that are kept for callers who come back; older items are looked up in the store.
 HANDLES = 20_000

@@ -51,6 +51,9 @@ Modality = Literal[
     "json",
 ]
 
+#: The forms of inputs that are files or have one.
+FILES: frozenset[Modality] = frozenset(("image", "audio", "video", "text-and-image"))
+
 #: The forms that are objects, with their fields. A file may hold these fields as columns instead of one column of
 #: objects.
 FIELDS: Mapping[str, tuple[str, ...]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InvalidInput
 from results_store.export.parquet_export import SCHEMA
@@ -113,3 +115,15 @@ def test_wrong_options_are_refused_before_a_model_loads(config: Path, options: d
 def test_wrong_parameters_are_refused_before_a_model_loads(config: Path) -> None:
     with pytest.raises(InvalidInput, match=r"params\.animal"):
         predictor("sure", config=config, params={"animal": {"wings": 2}})()
+
+
+def test_pictures_are_decoded_apart(pulled_models: object) -> None:
+    """A broken one, and one that is none, cost their rows alone."""
+    made = io.BytesIO()
+    Image.effect_noise((400, 300), 60).convert("RGB").save(made, "JPEG")
+    picture = made.getvalue()
+    own = predictor("vision", tasks=["image-classification"], device="cpu")()
+    rows = own({"input": [picture, picture[:500], "no picture", picture]}).to_pylist()
+    own.close()
+    assert [row["state"] for row in rows] == ["succeeded", "failed", "failed", "succeeded"]
+    assert rows[0]["output"] == rows[3]["output"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 
 from producers.wire.catalogue import Task
 from producers.wire.errors import ArgosyError, ConfigurationError, InvalidInput
+from producers.wire.forms import FILES
 from producers.wire.messages import VERSION, Envelope, Item, Priority, new_id
 from results_store.records import Result, ResultState
 from results_store.store import Store
@@ -23,6 +25,7 @@ from workers.envelope import outcomes
 from workers.envelope.input_limits import InputLimits
 from workers.envelope.preparation import Preparation, PreparedItem
 from workers.fleet.single_model import running
+from workers.models.decoding.decoder_pool import DecoderPool
 
 #: The rows that are prepared together, while the device computes those before.
 TOGETHER = 256
@@ -77,12 +80,13 @@ class Predictor:
             self._catalogue.check_params(task, self._params.get(name, {}), field=f"params.{name}")
         on = devices.select(settings.worker.profile, (device,) if device else settings.worker.devices)[0]
         wanted, served = served_models.serve(settings, model, on)
+        self._running = ExitStack()
         self._preparation = Preparation(
             offer=CurrentVersions(OfferedVersions(settings.catalogue, {model: served})),
             limits=InputLimits(**settings.limits.of_inputs),
             database=Store("sqlite:///nothing-is-stored.db"),  # never opened: only steps of pipelines are read from it
+            decoders=self._decoders(settings),
         )
-        self._running = ExitStack()
         self._batcher = self._running.enter_context(running(settings, wanted, served, on, name="predictor"))
         if reason := self._batcher.out_of_service:
             self.close()
@@ -116,6 +120,17 @@ class Predictor:
     def __del__(self) -> None:
         if "_running" in self.__dict__:  # its making may have failed
             self.close()
+
+    def _decoders(self, settings: settings_.Settings) -> DecoderPool | None:
+        """Start processes that decode files, several at once, and may be killed; None if no task takes files."""
+        if not any(task.kind.modality in FILES for task in self._tasks.values()):
+            return None
+        environment = devices.pinned_environment(devices.cpu(), os.environ, threads=1)
+        pool = DecoderPool(settings.limits.of_decoding, environment, cores=devices.available_cores())
+        self._running.callback(pool.close)
+        pool.start()
+        pool.wait_until_started()
+        return pool
 
     def _envelope(
         self, first: int, inputs: Sequence[Any], keys: Sequence[str | None]

@@ -24,6 +24,7 @@ import msgspec
 
 from producers.wire.blobs import Blobs
 from producers.wire.errors import BrokerUnavailable, ConfigurationError, Overloaded
+from producers.wire.forms import FILES
 from producers.wire.messages import COLUMNS, Priority, named
 from producers.wire.outside.allowed_places import AllowedPlaces
 from producers.wire.pipelines.following import follow
@@ -86,10 +87,6 @@ PURGE_EVERY_S = 600.0
 
 #: The most seconds for a purge; its transactions are short.
 PURGE_LIMIT_S = 3600.0
-
-
-#: The inputs that are decoded. A model that is added later starts the decoding processes with its first item.
-FILE_MODALITIES = ("image", "audio", "video", "text-and-image")
 
 
 class DeviceOutOfService(ConfigurationError):
@@ -283,11 +280,11 @@ class Node:
             raise DeviceOutOfService(f"{self.device.name}: out of service: {batcher.out_of_service}")
 
     def _reads_files(self) -> bool:
-        """Return whether a served model has a task whose inputs are files."""
-        return any(
-            task.model in self.models and task.kind.modality in FILE_MODALITIES
-            for task in self._catalogue.tasks.values()
-        )
+        """Return whether a served model has a task whose inputs are files, which are decoded in processes.
+
+        A model that is added later starts these with its first item.
+        """
+        return any(task.model in self.models and task.kind.modality in FILES for task in self._catalogue.tasks.values())
 
     def _place_of_files(self) -> ResultFiles | None:
         """Return the place of result files; None if there is no place and no task that needs it."""
