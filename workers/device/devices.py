@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
-from workers.device import runtime_devices
+from workers.device import gpus, runtime_devices
 from workers.models.backends.choice import Backend
 
 
@@ -24,6 +21,8 @@ class Device:
     name: str
     description: str
     memory_bytes: int | None = None
+    #: What ``CUDA_VISIBLE_DEVICES`` says in a process that is to see this GPU alone: its UUID, or its number.
+    visible_as: str = ""
 
     @property
     def is_cuda(self) -> bool:
@@ -72,10 +71,10 @@ def select(profile: str, names: tuple[str, ...] = ()) -> list[Device]:
     found = {device.name: device for device in discover()}
     if names:
         return [_of_runtime(name) if runtime_devices.pinned(name) else _named(name, found) for name in names]
-    gpus = [device for device in found.values() if device.is_cuda]
-    if profile == "gpu" and not gpus:
+    of_cuda = [device for device in found.values() if device.is_cuda]
+    if profile == "gpu" and not of_cuda:
         raise ConfigurationError("worker.profile: 'gpu' but nvidia-smi shows no GPU; use 'cpu', or see `argosy doctor`")
-    return gpus or [found["cpu"]]
+    return of_cuda or [found["cpu"]]
 
 
 def _named(name: str, found: Mapping[str, Device]) -> Device:
@@ -99,11 +98,9 @@ def pinned_environment(device: Device, environment: Mapping[str, str], *, thread
     pinned = without_secrets(environment)
     pinned["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if device.is_cuda:
-        visible = environment.get("CUDA_VISIBLE_DEVICES")
-        # an operator's own restriction stays in force: our N-th GPU is the N-th visible one
-        pinned["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device.index] if visible else str(device.index)
+        pinned[gpus.VISIBLE] = device.visible_as or str(device.index)
     elif device.pinned is None:  # a provider of another runtime may be on a GPU
-        pinned["CUDA_VISIBLE_DEVICES"] = ""
+        pinned[gpus.VISIBLE] = ""
     pinned["OMP_NUM_THREADS"] = str(threads or available_cores())
     # waiting threads give their core away: when another process wants it (the parent, the broker, the database),
     # spinning costs half of the throughput or more
@@ -115,27 +112,7 @@ def pinned_environment(device: Device, environment: Mapping[str, str], *, thread
 
 
 def _gpus() -> list[Device]:
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return []
-    query = [command, "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(  # noqa: S603 - fixed words
-            query, env=without_secrets(), capture_output=True, text=True, timeout=20, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return visible_gpus(answer, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-def visible_gpus(answer: str, visible: str | None) -> list[Device]:
-    """Parse nvidia-smi's CSV (index, name, memory in MiB); return the GPUs that `visible` admits, in its order."""
-    rows = {row[0].strip(): row for row in csv.reader(answer.splitlines()) if len(row) == 3}
-    wanted = list(rows) if visible is None else [index.strip() for index in visible.split(",") if index.strip()]
-    gpus: list[Device] = []
-    for index in wanted:
-        if index in rows:
-            _, name, mebibytes = (cell.strip() for cell in rows[index])
-            memory = int(mebibytes) * 2**20 if mebibytes.isdigit() else None
-            gpus.append(Device(f"cuda:{len(gpus)}", name, memory))
-    return gpus
+    found = gpus.visible_gpus(os.environ.get(gpus.VISIBLE))
+    return [
+        Device(f"cuda:{place}", gpu.description, gpu.memory_bytes, gpu.visible_as) for place, gpu in enumerate(found)
+    ]
