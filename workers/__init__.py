@@ -54,10 +54,7 @@ def predictor(model: str, **options: Any) -> Any:
     """
     base = import_module("workers.fleet.predictor").Predictor  # with the worker's libraries
 
-    class Predictor(base):  # type: ignore[misc, valid-type]
-        __doc__ = base.__doc__
+    def load(self: Any) -> None:
+        base.__init__(self, model, **options)
 
-        def __init__(self) -> None:
-            super().__init__(model, **options)
-
-    return Predictor
+    return type(base.__name__, (base,), {"__init__": load, "__doc__": base.__doc__})
