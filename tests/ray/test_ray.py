@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from producers import Client
+from producers import Client, NewItem
 from tests.end_to_end.documents import ROOT, blocks
 from workers import settings
 from workers.fleet.local import LocalFleet
@@ -49,7 +49,7 @@ def test_the_recipe_gives_the_rows_of_a_fleet(tmp_path: Path, pulled_models: obj
         LocalFleet(settings.load(), tmp_path / "fleet", flower=False) as fleet,
         Client(fleet.broker_url, fleet.store_url) as client,
     ):
-        job = client.submit_many("sentiment", list(TEXTS.values()), keys=list(TEXTS))
+        job = client.submit_many("sentiment", [NewItem(text, key=key) for key, text in TEXTS.items()])
         job.wait(timeout_s=120)
         stored = {row.key: row for row in job.results()}
     for key, row in stored.items():
