@@ -118,7 +118,7 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
 	touch $@
 
-# The recipe for Ray Data on a local Ray, which pip downloads into an environment of its own: a minute and a half.
+# The recipe for Ray Data on a local Ray, which pip downloads into a folder beside .venv: a minute and a half.
 test-ray: $(INSTALLED) $(RAY)/.installed
 	ARGOSY_TEST_RAY=$(abspath $(RAY)) $(BIN)/python -m pytest tests/ray
 
@@ -145,4 +145,4 @@ test-gpu: $(INSTALLED)
 	ARGOSY_TEST_DEVICE=cuda:0 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal tests/gpu $$(grep -l tests.serving tests/integration/*.py)
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(HELM) $(RAY) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(HELM) build dist *.egg-info

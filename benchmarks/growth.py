@@ -2,12 +2,12 @@
 
     python -m benchmarks.growth [--nodes N] [--producers N] [--items N] [--node-items-per-s R] [--store STORE] [--lane LANE]
 
-Nothing is started. The constants are the kept results of `benchmarks.store`, `benchmarks.submit` and `benchmarks.scale`,
-and so of one machine of two cores, on which store and clients shared the processor. Producers submit one job as fast as they
-may; what that costs the store is in their rate alone. Each node takes the next envelope when it has computed the one before; an envelope holds half a second of a
-node's work, and at most 1,024 items. The store takes one transaction after the other: transactions of one job lock the
-job's row, so this is what a single job sees, also on PostgreSQL. The lane is `rows`, a row for each result, or `chunks`,
-for plain texts of bulk.
+Nothing is started. The constants are the kept results of `benchmarks.store`, `benchmarks.submit` and
+`benchmarks.scale`, and so of one machine of two cores, on which store and clients shared the processor. Producers
+submit one job as fast as they may; what that costs the store is in their rate alone. Each node takes the next envelope
+when it has computed the one before; an envelope holds half a second of a node's work, and at most 1,024 items. The
+store takes one transaction after the other: transactions of one job lock the job's row, so this is what a single job
+sees, also on PostgreSQL. The lane is `rows`, a row for each result, or `chunks`, for plain texts of bulk.
 
 Figures: `seconds` to the last result, `items_per_s`, and the busy shares of the devices, the store and the producers; the
 largest is `first`. `nodes_that_fill_the_store` is the number of nodes from which more bring nothing. `predicted`
@@ -37,7 +37,7 @@ SCALE_TEXTS, SCALE_RATE = 600, 260.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """A fleet and a job: `delay_s` passes before the first envelope is computed and after the last."""
+    """A fleet and a job. `delay_s` is the time before the first envelope is computed and after the last, together."""
 
     nodes: int
     node_items_per_s: float

@@ -232,7 +232,7 @@ class NewPause(Resumption):
 
 
 class ReportedSite(Body):
-    """What a site tells of itself: models, versions and counts (`producers.wire.edge.told_sites.SiteReport`).
+    """A site's report of itself: models, versions and counts (`producers.wire.edge.told_sites.SiteReport`).
 
     Unknown fields are those of a newer site, and are left out.
     """

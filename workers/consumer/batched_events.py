@@ -1,6 +1,6 @@
 """Celery's consumer, which checks messages, notes its progress, and tells Redis a few times a second what can wait.
 
-That are the events for Flower and the ends of messages that are not durable. An envelope makes three events. Sending
+The events for Flower can wait, and the ends of messages that are not durable. An envelope makes three events. Sending
 one costs the consumer's thread as much Python as all other handling of a lone interactive item, so that events and
 items would wait for each other.
 """

@@ -40,7 +40,7 @@ class Gpu:
 
     @property
     def visible_as(self) -> str:
-        """What ``CUDA_VISIBLE_DEVICES`` says to a process that is to see it alone."""
+        """The value of ``CUDA_VISIBLE_DEVICES`` in a process that is to see it alone."""
         return self.uuid if self.uuid.startswith(_UUIDS) else self.number
 
 

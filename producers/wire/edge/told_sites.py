@@ -1,4 +1,4 @@
-"""What sites tell their centre: counts, models and versions. No input, no key, and no name of a site's job is in it."""
+"""The reports of sites to their centre: counts, models and versions. No input, no key, and no name of a site's job is in it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class TooManySites(ArgosyError):
 
 
 class SiteReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a site tells: its `models` with their revisions, its `version` of Argosy, the items that wait there for the
+    """A site's report: its `models` with their revisions, its `version` of Argosy, the items that wait there for the
     centre, and counts since it was set up.
 
     `by_site` counts marked items, too, which never leave; it is None unless the site has `tell_counts`. The others
