@@ -1,4 +1,4 @@
-"""The reports of sites to their centre: counts, models and versions. No input, no key, and no name of a site's job is in it."""
+"""The reports of sites to their centre: counts, models and versions, but no input, key or name of a site's job."""
 
 from __future__ import annotations
 
