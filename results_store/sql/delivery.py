@@ -162,8 +162,10 @@ def _lock(connection: Connection, ids: Collection[str], transaction: Transaction
     now = transaction.at
     if connection.dialect.name != "sqlite":
         return _Locked(dict(lock(connection, ids)), now)
-    if not ids or not (transaction.results or transaction.chunks):
+    if not (transaction.results or transaction.chunks):
         return _Locked({}, now)
+    if not ids:
+        return _Locked({}, driver_statements.store_time(connection) if now is None else now)
     found = driver_statements.run(connection, _LITE_LOOK, {"_ids": as_list(connection, ids)})
     chunked = {id_: bool(chunked) for _, id_, chunked in found if id_ is not None}
     return _Locked(chunked, found[0][0] if now is None else now)

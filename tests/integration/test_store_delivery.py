@@ -403,11 +403,13 @@ def test_the_store_sets_all_times(store: Store) -> None:
     accepted_at = store.add_envelopes([new_envelope("e0", created_at=None, deadline_s=60.0)])
     claimed = store.claim(["e0"], worker="w1", lease_s=10)["e0"]
     store.commit([result(0), result(7, envelope="u")], done=["e0", "u"], unlisted=["u"])
+    store.commit([result(8, envelope="v")], done=["v"], unlisted=["v"])
     ended_at = store.now()
 
     assert accepted_at is not None
-    job, (row, other) = store.job("job"), store.results("job")
-    times = [job.created_at, accepted_at, claimed.now, row.stored_at, other.stored_at, job.finished_at]
+    job, rows = store.job("job"), store.results("job")
+    times = [job.created_at, accepted_at, claimed.now, job.finished_at, *(row.stored_at for row in rows)]
+    assert len(rows) == 3
     assert all(time is not None and began_at <= time <= ended_at for time in times)
     assert claimed.deadline_at == accepted_at + 60
 
