@@ -5,9 +5,9 @@
 
 For each attack (`benchmarks.abusing.attacks.ATTACKS`, with its rate) three rounds, each with a fleet of its own:
 broker, store, a worker, and a gateway with 1,024 descriptors. The text and the vision model are real in the worker;
-the device sleeps, at a quarter of the rate that a core of the host feeds in large batches. Small batches cost twice
-as much: bulk takes about half a core, the questions take another, and a core is spare. A bulk job always waits, and a
-tenant asks 25 interactive questions a second through the gateway, each on a new connection, and as many through the
+the device sleeps, at a quarter of the rate that a core of the host feeds in large batches, where the host is the
+fleet, its broker and its database. Small batches cost twice as much: bulk takes about half a core, the questions take
+another, and a core is spare. A bulk job always waits, and a tenant asks 25 interactive questions a second through the gateway, each on a new connection, and as many through the
 client. First without the attack, then under it; attackers are processes of their own, niced to 19. Every answer is
 verified.
 
@@ -32,7 +32,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -47,7 +47,7 @@ from benchmarks import convention, host, interactive
 from benchmarks.abusing import victims
 from benchmarks.abusing.attacks import ATTACKS, Target
 from benchmarks.abusing.victims import Answer
-from benchmarks.disasters.databases import postgresql
+from benchmarks.disasters.databases import PostgreSql, postgresql
 from benchmarks.disasters.fleet import GatewayFleet, watched
 from benchmarks.scripted import cpu, models, trees
 from benchmarks.scripted.workload import Expected, Texts
@@ -86,6 +86,9 @@ DESCRIPTORS = 1024
 
 LOOK_EVERY_S = 0.2
 WARM_UP_S = 5.0
+
+#: Texts that measure what the host feeds.
+FED = 8000
 
 #: Tokens a second of the device in a smoke run, and the part of an attack's rate.
 QUICK_TOKENS_PER_S, QUICK_SHARE = 10_000, 0.1
@@ -157,8 +160,7 @@ def main() -> None:
     if options.quick:
         options.seconds, options.rounds, share, rate = 3.0, 1, QUICK_SHARE, QUICK_TOKENS_PER_S
     else:
-        fed = host.measured(host.ROOT, "texts", "nothing", 8000)
-        rate = int(1e6 / fed["host_cpu_us"] * fed["tokens_per_text"] / 4)
+        rate = int(tokens_fed(options.store) / 4)
     os.environ[models.DEVICE] = str(rate)
     texts, expected, _ = Texts().made(600 if options.quick else 3000)
     found = {}
@@ -170,6 +172,28 @@ def main() -> None:
             convention.progress(f"{name}: {rounds[-1]}")
         found[name] = over(rounds)
     convention.report("abuse", summary(found, options, rate), keep=options.keep, variant=options.store)
+
+
+def tokens_fed(store: str) -> float:
+    """Return the tokens a second that a core of the host feeds in large batches, with its database."""
+    with patch.dict(os.environ), _database(store) as database:
+        before = database.cpu_s() if database else 0.0
+        url = database.url if database else None
+        fed = host.measured(host.ROOT, "texts", "nothing", FED, store_url=url)
+        database_s = database.cpu_s() - before if database else 0.0
+    texts = FED + FED // 5  # with the warm-up
+    return 1e6 / (fed["host_cpu_us"] + 1e6 * database_s / texts) * fed["tokens_per_text"]
+
+
+@contextmanager
+def _database(store: str) -> Iterator[PostgreSql | None]:
+    """Run the fleets of the block on a PostgreSQL of their own, or on SQLite."""
+    if store == "sqlite":
+        yield None
+        return
+    with postgresql() as database:
+        os.environ["ARGOSY_STORE_URL"] = database.url
+        yield database
 
 
 def over(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -218,9 +242,7 @@ def run(
         trees.link_cache(home / "cache")
         (home / "fleet.toml").write_text(FLEET, encoding="utf-8")
         os.environ |= {"ARGOSY_CACHE": str(home / "cache"), "ARGOSY_FLEET": str(home / "fleet.toml")}
-        database = stack.enter_context(postgresql() if options.store == "postgresql" else nullcontext())
-        if database:
-            os.environ["ARGOSY_STORE_URL"] = database.url
+        database = stack.enter_context(_database(options.store))
         fleet = stack.enter_context(GatewayFleet(settings.load(), home / "fleet", gateway=()))
         stack.enter_context(watched(fleet))
         fleet.start_gateway()
@@ -238,10 +260,10 @@ def run(
                 watch.watching(),
             ):
                 time.sleep(1.0 if options.quick else WARM_UP_S)
-                quiet = _passed(options.seconds)
+                quiet = _passed(options.seconds, database)
                 with ExitStack() as attacks:
                     sent = [attacks.enter_context(attacking(name, target)) for name in names]
-                    attacked = _passed(options.seconds)
+                    attacked = _passed(options.seconds, database)
         except interactive.Unfinished as error:
             stuck = str(error)
         faults = [answer.fault for answer in answers if answer.fault]
@@ -256,11 +278,15 @@ def run(
         }
 
 
-def _passed(seconds: float) -> tuple[float, float, float]:
+def _passed(seconds: float, database: PostgreSql | None) -> tuple[float, float, float]:
     """Let some seconds pass; return their begin, their end, and the part of the machine's CPU that others used."""
-    begin, others = time.monotonic(), cpu.machine() - cpu.own()
+
+    def others_s() -> float:
+        return cpu.machine() - cpu.own() - (database.cpu_s() if database else 0.0)
+
+    begin, others = time.monotonic(), others_s()
     time.sleep(seconds)
-    end, others = time.monotonic(), cpu.machine() - cpu.own() - others
+    end, others = time.monotonic(), others_s() - others
     return begin, end, max(0.0, others / (end - begin) / len(os.sched_getaffinity(0)))
 
 

@@ -123,13 +123,23 @@ def in_turns(other: Path, turns: int, texts: int) -> dict[str, Any]:
 
 
 def measured(
-    tree: Path, work: str, device: str, items: int, *, passes: int = 1, backlog: int = 0, wakes: bool = False
+    tree: Path,
+    work: str,
+    device: str,
+    items: int,
+    *,
+    passes: int = 1,
+    backlog: int = 0,
+    wakes: bool = False,
+    store_url: str | None = None,
 ) -> dict[str, float]:
-    """Run the measuring part in a tree. Raises SystemExit if a pass stored anything wrong."""
+    """Run the measuring part in a tree, by default on SQLite. Raises SystemExit if a pass stored anything wrong."""
     command = [sys.executable, "-m", f"{trees.NAME}.measure", work, device, f"--items={items}", f"--passes={passes}"]
     command += [f"--backlog={backlog}"] * bool(backlog) + ["--wakes"] * wakes
     with tempfile.TemporaryDirectory(prefix="argosy-host-") as folder:
         environment = trees.environment(tree, Path(folder))
+        if store_url:
+            environment["ARGOSY_STORE_URL"] = store_url
         ran = subprocess.run(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode:
         raise SystemExit(f"{device}, {work}: the pass failed, see above")

@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import psutil
 
+from benchmarks.scripted.cpu import seconds
+
 
 class PostgreSql:
     """A running PostgreSQL server of our own."""
@@ -56,6 +58,10 @@ class PostgreSql:
 
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
+
+    def cpu_s(self) -> float:
+        """Return the CPU seconds of all its processes since its start, user and system together."""
+        return sum(map(seconds, self._processes()))
 
     def _processes(self) -> list[psutil.Process]:
         try:

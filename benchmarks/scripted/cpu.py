@@ -29,8 +29,8 @@ class CpuSeconds:
         parents = [psutil.Process(service.process.pid) for service in fleet.workers]
         processes = [process for parent in parents for process in (parent, *parent.children(recursive=True))]
         return cls(
-            {process.pid: _seconds(process) for process in processes},
-            _seconds(psutil.Process(fleet.broker_process.pid)),
+            {process.pid: seconds(process) for process in processes},
+            seconds(psutil.Process(fleet.broker_process.pid)),
             time.process_time(),
             machine(),
         )
@@ -68,10 +68,10 @@ def machine() -> float:
 def own() -> float:
     """Return the CPU seconds of this process and of all that it started, directly or not."""
     this = psutil.Process()
-    return sum(map(_seconds, (this, *this.children(recursive=True))))
+    return sum(map(seconds, (this, *this.children(recursive=True))))
 
 
-def _seconds(process: psutil.Process) -> float:
-    """The CPU time of a process, and of its children that have ended."""
+def seconds(process: psutil.Process) -> float:
+    """Return the CPU time of a process, and of its children that have ended, user and system together."""
     times = process.cpu_times()
     return float(times.user + times.system + times.children_user + times.children_system)

@@ -18,7 +18,7 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from results_store.errors import SchemaMismatch, StoreError, StoreUnavailable
 from results_store.sql.engines.forks import ForkGate, at_fork
 from results_store.sql.engines.sqlite import SqliteFile, open_sqlite
-from results_store.sql.engines.weight import Weight
+from results_store.sql.engines.weight import Weight, asking
 from results_store.sql.schema import CHUNKS, REVISION, VERSION_TABLE, compatible, is_own
 
 __all__ = ["MIGRATE", "Database", "Weight", "open_current", "parse_url", "translate"]
@@ -114,6 +114,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection for reading, each statement on its own. Raises StoreUnavailable."""
+        asking.weight = None
         with self._translated(), self._shut_at_fork(), self._opened().connect() as connection:
             yield connection if self.sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -129,6 +130,7 @@ class Database:
 
         `rebuilding`, for migrations, lets SQLite drop a table without cascading to the tables that refer to it.
         """
+        asking.weight = weight
         with (
             self._translated(),
             self._my_turn(),

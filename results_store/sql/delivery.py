@@ -107,8 +107,7 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     inserted = insert_results(connection, dead_letters.explained(connection, own, dead) if dead else own, now)
     more, accepted, stored_at = insert_unlisted(connection, unbooked, now)
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
-    for batch in transaction.batches:
-        flight.record(connection, batch)
+    flight.record(connection, transaction.batches)
     listed_new = inserted + chunks.counts if chunks.whole else inserted
     listed_new = listed_new + counted(fresh) if fresh else listed_new
     ends = dict.fromkeys(dead, "dead") | dict.fromkeys(rows, "done")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,12 +43,16 @@ class RecordedDay:
     forward_s: float
 
 
-def record(connection: Connection, batch: Batch) -> None:
-    """Add a batch, in the caller's transaction."""
-    row: dict[str, Any] = {name: getattr(batch, name) for name in _NAMES}
-    if connection.dialect.name == "sqlite":
+def record(connection: Connection, new: Sequence[Batch]) -> None:
+    """Add batches, in the caller's transaction."""
+    rows: list[dict[str, Any]] = [{name: getattr(batch, name) for name in _NAMES} for batch in new]
+    if connection.dialect.name != "sqlite":
+        if rows:
+            connection.execute(insert_new(connection, batches), rows)
+        return
+    for row in rows:
         row |= {name: None if row[name] is None else compact_json(row[name]) for name in _JSON}
-    driver_statements.run(connection, insert_new(connection, batches), row)
+        driver_statements.run(connection, insert_new(connection, batches), row)
 
 
 class FlightRecorder:

@@ -7,14 +7,16 @@ the other programs that use the pooler. Behind a pooler no statement is prepared
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg.pq import Conninfo
 from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import InvalidatePoolError
 
 from results_store.errors import StoreError
-from results_store.sql.engines.weight import Weight
+from results_store.sql.engines.weight import Weight, asking
 
 #: The kernel notices a host that has vanished within about 25 s, whether the connection is idle, waits for an answer,
 #: or has sent data that nobody acknowledges.
@@ -31,6 +33,10 @@ THRESHOLD = "prepare_threshold"
 #: The server ends a statement after this part of the timeout, so that its answer arrives within the whole.
 SERVER_SHARE = 0.95
 
+#: A connection that was used within these seconds is not asked whether it lives, to store results and notes: their
+#: writers try again. Each question is one of some ten waits of a transaction. HikariCP's pool does so, too.
+LIVELY_S = 0.5
+
 
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection that closes itself if the server does not answer in time.
@@ -43,6 +49,7 @@ class BoundedConnection(psycopg.Connection[Any]):
     answer_s: float | None = None
     first_s: float | None = None
     answered = False
+    used_at: float | None = None
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Run an operation of psycopg. Raises OperationalError, and closes the connection, if no answer comes."""
@@ -100,12 +107,13 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
     engine = create_engine(
         url.difference_update_query([THRESHOLD]),
         connect_args={name: value for name, value in defaults.items() if name not in url.query} | given,
-        pool_size=4,
-        max_overflow=12,  # of the server's 100, by default
+        pool_size=8,  # as many as a busy worker uses; more are opened and closed each time
+        max_overflow=8,  # of the server's 100, by default
         pool_timeout=timeout_s,
-        pool_pre_ping=True,  # after a restart of the server, old connections are replaced silently
         hide_parameters=True,
     )
+
+    _replace_the_dead(engine, timeout_s)
 
     @event.listens_for(engine, "do_connect")
     def _open(_dialect: object, _record: object, arguments: list[Any], options: dict[str, Any]) -> BoundedConnection:
@@ -124,11 +132,6 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
         if found is None and THRESHOLD not in given:
             connection.prepare_threshold = None
 
-    @event.listens_for(engine, "checkin")
-    def _checkin(connection: BoundedConnection | None, _record: object) -> None:
-        if connection is not None:  # it is None after a loss
-            connection.answered, connection.answer_s = False, timeout_s
-
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
@@ -140,3 +143,23 @@ def open_postgresql(url: URL, timeout_s: float) -> Engine:
             connection.connection.driver_connection.answer_s = None  # type: ignore[union-attr]
 
     return engine
+
+
+def _replace_the_dead(engine: Engine, timeout_s: float) -> None:
+    """Have the pool replace its old connections silently after a restart of the server."""
+
+    @event.listens_for(engine, "checkout")
+    def _checkout(connection: Any, _record: object, _borrowed: object) -> None:
+        if connection.used_at is None:  # it is new
+            return
+        if asking.weight in (Weight.RESULTS, Weight.NOTE) and monotonic() - connection.used_at < LIVELY_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
+
+    @event.listens_for(engine, "checkin")
+    def _checkin(connection: BoundedConnection | None, _record: object) -> None:
+        if connection is not None:  # it is None after a loss
+            connection.answered, connection.answer_s, connection.used_at = False, timeout_s, monotonic()

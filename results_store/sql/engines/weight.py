@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from enum import Enum, auto
 
 
@@ -18,3 +19,12 @@ class Weight(Enum):
     ACCEPTED = auto()
     RESULTS = auto()
     NOTE = auto()
+
+
+class Asking(threading.local):
+    """What a thread takes a connection for: the weight of its transaction, or None to read. A pool sees no options."""
+
+    weight: Weight | None = None
+
+
+asking = Asking()
