@@ -33,9 +33,10 @@ COPY workers workers
 COPY results_store results_store
 RUN pip install --no-deps .
 
-# An own user; the volumes of the models and of Flower are mounted in its folders, and take over the ownership.
+# An own user; the volumes of the models, of Flower and of a site are mounted in its folders, and take over the ownership.
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/argosy argosy \
-    && install -d -o argosy -g argosy /var/lib/argosy/cache /var/lib/argosy/flower
+    && install -d -o argosy -g argosy /var/lib/argosy/cache /var/lib/argosy/flower \
+    && install -d -o argosy -g argosy -m 700 /var/lib/argosy/site
 USER argosy
 WORKDIR /var/lib/argosy
 ENV ARGOSY_CACHE=/var/lib/argosy/cache \

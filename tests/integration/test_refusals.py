@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import pytest
@@ -20,6 +22,7 @@ from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
 from results_store.store import Store
 from tests.integration.rows import new_envelope, submit
 from tests.refusing import WAYS, full, read_only
+from workers.consumer.unacknowledged import Note, SentCommands
 from workers.fleet import doctor
 from workers.node.reconciler import Reconciler
 
@@ -220,6 +223,34 @@ def test_the_end_of_a_message_is_told_with_the_next_note(redis: Redis, connectio
     second.ack()
     second.channel.qos.forget()
     assert notes(redis) == (0, 0)
+
+
+def test_a_slot_waits_until_the_consumer_has_read_the_answer_to_a_note(
+    redis: Redis, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would read from one connection; and what a slot tells of a message could overtake its note."""
+    taker = Taker(connection)
+    redis.lpush(*envelope(durable=False))
+    qos = taker.take(1)[0].channel.qos
+    reading, go_on = threading.Event(), threading.Event()
+    answers = SentCommands.answers
+
+    def slowly(self: SentCommands) -> list[Any]:
+        reading.set()
+        assert go_on.wait(30)
+        return answers(self)
+
+    monkeypatch.setattr(SentCommands, "answers", slowly)
+    qos.note({"another": Note(None, "[]")})
+    with ThreadPoolExecutor(2) as threads:
+        consumer = threads.submit(qos.confirm)
+        assert reading.wait(30)
+        slot = threads.submit(qos.confirm)
+        with pytest.raises(TimeoutError):
+            slot.result(timeout=0.2)
+        go_on.set()
+        consumer.result(timeout=30)
+        slot.result(timeout=30)
 
 
 @pytest.mark.parametrize("durable", [True, False])

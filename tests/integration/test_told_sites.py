@@ -13,8 +13,9 @@ from redis import Redis
 from producers.commands.main import main
 from producers.gateway.metrics.broker_look import look_at_broker
 from producers.gateway.metrics.fleet_gauges import _of_broker
+from producers.gateway.schemas import ReportedSite
 from producers.wire.edge import told_sites
-from producers.wire.edge.told_sites import MOST_SITES, SITES, ToldSite, TooManySites, tell_site
+from producers.wire.edge.told_sites import MOST_SITES, SITES, SiteReport, ToldSite, TooManySites, tell_site
 from results_store.store import Store
 from tests.end_to_end.gateway_server import Served, serving
 
@@ -42,7 +43,8 @@ def redis(broker_url: str) -> Iterator[Redis]:
 
 
 def test_a_tenant_sees_its_own_sites_and_an_operator_all(served: Served, harbour: httpx.Client) -> None:
-    (told,) = harbour.put("/api/sites/quay-1", json=REPORT | {"agreed": 9, "differed": 1}).json()["sites"]
+    told = harbour.put("/api/sites/quay-1", json=REPORT | {"agreed": 9, "differed": 1}).json()
+    assert harbour.get("/api/sites").json()["sites"] == [told]
     assert {name: told[name] for name in REPORT} == REPORT
     assert (told["tenant"], told["site"], told["away"]) == ("harbour", "quay-1", False)
     assert (told["share_sent"], told["agreement"]) == (0.25, 0.9)
@@ -54,8 +56,13 @@ def test_a_tenant_sees_its_own_sites_and_an_operator_all(served: Served, harbour
 
 
 def test_a_site_that_keeps_its_counts_has_no_share(harbour: httpx.Client) -> None:
-    (told,) = harbour.put("/api/sites/quay-1", json=REPORT | {"by_site": None}).json()["sites"]
+    told = harbour.put("/api/sites/quay-1", json=REPORT | {"by_site": None}).json()
     assert (told["by_site"], told["share_sent"], told["agreement"]) == (None, None, None)
+
+
+def test_the_gateway_reads_all_that_a_site_tells() -> None:
+    """A field that only one of the two knows would be lost without a word."""
+    assert set(ReportedSite.model_fields) == set(SiteReport.__struct_fields__)
 
 
 def test_a_newer_site_may_tell_more_and_nobody_nonsense(harbour: httpx.Client) -> None:

@@ -56,6 +56,26 @@ def test_each_of_eight_gpus_is_seen_by_one_process(machine: Callable[..., list[D
     assert {devices.pinned_environment(one, {})["CUDA_DEVICE_ORDER"] for one in found} == {"PCI_BUS_ID"}
 
 
+def test_a_driver_that_fails_is_said(
+    machine: Callable[..., list[Device]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a machine with GPUs would compute on its CPU without a word."""
+    assert len(machine(EIGHT)) == 8
+    said = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\necho "{said}"\nexit 9\n')
+    assert [device.name for device in devices.discover()] == ["cpu"]
+    assert caplog.messages == [f"no GPU is used, since nvidia-smi failed: {said}"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert [device.name for device in devices.discover()] == ["cpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(ConfigurationError, match=f"is '0', but nvidia-smi failed: {said[:20]}.*set it to -1"):
+        devices.discover()
+    assert len(caplog.messages) == 1
+
+
 def test_slices_of_a_gpu_are_devices_of_their_own(machine: Callable[..., list[Device]]) -> None:
     """The whole one is none: its slices would be used twice."""
     found = machine(SLICED, MEMORY)

@@ -10,6 +10,7 @@ that it was taken so long ago that it is delivered again at its time.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -92,6 +93,7 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         self._noted: set[str] = set()  # tags that Redis has notes of
         self._settled: set[str] = set()  # tags whose notes are to be deleted
         self._waiting: set[str] = set()  # tags of messages whose notes say that they wait for their time
+        self._turn = threading.RLock()  # one thread sends notes or reads the answer; slots reject messages meanwhile
         self._notes = Refusals("noting messages that are not durable (they are computed nevertheless)")
         super().__init__(*arguments, **options)
 
@@ -226,23 +228,27 @@ class QoS(redis.QoS):  # type: ignore[misc] # kombu is untyped
         self.forget()
 
     def _send(self, notes: Mapping[str, Note]) -> None:
-        self.confirm()
-        settled = tuple(self._settled)
-        commands: list[list[Any]] = []
-        if settled:
-            commands += [["ZREM", self.unacked_index_key, *settled], ["HDEL", self.unacked_key, *settled]]
-        texts = [part for tag, note in notes.items() for part in (tag, note.text)]
-        times = [part for tag, at in self._taken_at(notes).items() for part in (at, tag)]
-        commands += [["HSET", self.unacked_key, *texts], ["ZADD", self.unacked_index_key, *times]]
-        with self.channel.conn_or_acquire() as client:
-            self._sent = SentCommands(client, commands), notes, settled
-        self._noted.update(notes)
+        with self._turn:
+            self.confirm()
+            settled = tuple(self._settled)
+            commands: list[list[Any]] = []
+            if settled:
+                commands += [["ZREM", self.unacked_index_key, *settled], ["HDEL", self.unacked_key, *settled]]
+            texts = [part for tag, note in notes.items() for part in (tag, note.text)]
+            times = [part for tag, at in self._taken_at(notes).items() for part in (at, tag)]
+            commands += [["HSET", self.unacked_key, *texts], ["ZADD", self.unacked_index_key, *times]]
+            with self.channel.conn_or_acquire() as client:
+                self._sent = SentCommands(client, commands), notes, settled
+            self._noted.update(notes)
 
     def _confirm(self) -> None:
-        if self._sent is None:
-            return
-        (sent, notes, settled), self._sent = self._sent, None
-        *deleted, text, time_ = sent.answers()
+        with self._turn:
+            if self._sent is not None:
+                (sent, notes, settled), self._sent = self._sent, None
+                self._read(sent.answers(), notes, settled)
+
+    def _read(self, answers: Sequence[Any], notes: Mapping[str, Note], settled: Sequence[str]) -> None:
+        *deleted, text, time_ = answers
         if not any(isinstance(answer, ResponseError) for answer in deleted):
             self._settled.difference_update(settled)
         refusal = next((answer for answer in (text, time_) if isinstance(answer, ResponseError)), None)

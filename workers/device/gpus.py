@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from producers.wire.connection import without_secrets
 from producers.wire.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 #: The variable by which a process sees some GPUs alone.
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -47,23 +51,39 @@ class Gpu:
 def visible_gpus(visible: str | None) -> list[Gpu]:
     """Return the GPUs and slices that a process sees with this value of ``CUDA_VISIBLE_DEVICES`` (None: unset).
 
-    Asks ``nvidia-smi``; there are none without it. Raises ConfigurationError like `admitted`.
+    Asks ``nvidia-smi``; there are none without it. If it fails, a warning says so. Raises ConfigurationError like
+    `admitted`, and if it fails where the variable names GPUs.
     """
     command = shutil.which("nvidia-smi")
-    if command is None:
+    if command is None or (visible is not None and visible.strip() in _NONE):
         return []
-    listing = _said([command, "-L"])
-    memory = _said([command, "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"])
+    try:
+        listing = _said([command, "-L"])
+    except (OSError, subprocess.SubprocessError) as error:
+        if visible is not None:
+            raise ConfigurationError(
+                f"{VISIBLE}: is {visible!r}, but nvidia-smi failed: {_words(error)}; mend the driver, or set it "
+                "to -1 to run on the CPU"
+            ) from error
+        logger.warning("no GPU is used, since nvidia-smi failed: %s", _words(error))
+        return []
+    memory = ""
+    with suppress(OSError, subprocess.SubprocessError):
+        memory = _said([command, "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"])
     return admitted(listed(listing, memory), visible)
 
 
 def _said(command: Sequence[str]) -> str:
-    try:
-        return subprocess.run(  # noqa: S603 - fixed words
-            command, env=without_secrets(), capture_output=True, text=True, timeout=20, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
+    return subprocess.run(  # noqa: S603 - fixed words
+        command, env=without_secrets(), capture_output=True, text=True, timeout=20, check=True
+    ).stdout
+
+
+def _words(error: OSError | subprocess.SubprocessError) -> str:
+    """Return what a command said when it failed, in a line."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return " ".join(f"{error.stdout} {error.stderr}".split())[:300] or f"exit status {error.returncode}"
+    return str(error)
 
 
 def listed(listing: str, memory: str) -> list[Gpu]:

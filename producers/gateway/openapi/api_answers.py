@@ -89,7 +89,8 @@ _SCHEDULE = object_of(
 SCHEDULES = object_of({"schedules": _list(_SCHEDULE)})
 SCHEDULE_RUNS = object_of({"runs": _list(_RUN)})
 _SHARES: dict[str, Any] = dict.fromkeys(("share_sent", "agreement"), _or_null({"type": "number"}))
-SITES = object_of({"sites": _list(object_of(_row(ToldSite) | {"away": _FLAG} | _SHARES))})
+SITE = object_of(_row(ToldSite) | {"away": _FLAG} | _SHARES)
+SITES = object_of({"sites": _list(SITE)})
 ACTIVITY = object_of(
     {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}
     | {name: _list(_OBJECT) for name in ("queue", "models", "devices", "recent", "pauses")}
