@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,8 +21,10 @@ from producers.wire.messages import Priority, new_id
 from producers.wire.publisher import Publisher, message
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
 from results_store.store import Store
+from tests.end_to_end.processes import until
 from tests.integration.rows import new_envelope, submit
 from tests.refusing import WAYS, full, read_only
+from workers.consumer import transport
 from workers.consumer.unacknowledged import Note, SentCommands
 from workers.fleet import doctor
 from workers.node.reconciler import Reconciler
@@ -223,6 +226,22 @@ def test_the_end_of_a_message_is_told_with_the_next_note(redis: Redis, connectio
     second.ack()
     second.channel.qos.forget()
     assert notes(redis) == (0, 0)
+
+
+def test_messages_gather_after_a_poll_that_emptied_a_list_to_refuse_them(
+    redis: Redis, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of odd messages took a poll each, and with them a third of bulk's rate. A full list is polled on."""
+    pauses: list[float] = []
+    hub = SimpleNamespace(call_later=lambda after_s, _: pauses.append(after_s))
+    monkeypatch.setattr(transport, "get_event_loop", lambda: hub)
+    taker = Taker(connection)
+    redis.lpush(*envelope(durable=False))
+    taker.take(1)[0].ack()
+    assert not pauses
+    redis.lpush(QUEUE, *["no JSON"] * 20)
+    until(lambda: taker.drain() or (pauses and not redis.llen(QUEUE)))
+    assert pauses == [transport.PAUSE_S]
 
 
 def test_a_slot_waits_until_the_consumer_has_read_the_answer_to_a_note(

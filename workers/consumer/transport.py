@@ -16,6 +16,7 @@ from queue import Empty
 from time import monotonic
 from typing import Any
 
+from kombu.asynchronous import get_event_loop
 from kombu.transport import redis
 from kombu.utils.json import dumps, loads
 from redis import Redis
@@ -56,6 +57,9 @@ POLL_S = 0.02
 #: A list that nobody writes to: a poll that takes from no other waits for `POLL_S`.
 NO_LIST = "argosy.none"
 
+#: After a poll that emptied a list and found a message to refuse, the next one waits for this time.
+PAUSE_S = 0.01
+
 #: One message in so many is of the least urgent lists, so that no flood of urgent messages keeps them waiting. Until
 #: then urgent messages come together. Each wait for Redis is a wait for the interpreter's lock, too, so a flood of
 #: messages that come one by one takes all the time of the consumer's thread.
@@ -86,6 +90,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     _others: Mapping[str, tuple[str, int]] = {}  # other applications' lists with messages: queue and priority
     _taken = 0  # messages since the least urgent lists came first
     _together: str | None = None  # the list from which the poll under way takes several messages
+    _more = 0  # as many after the first one, at most
     _takes_several = True  # whether Redis allows that
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -94,6 +99,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         self._telling = Refusals("sending events and replies to Flower")
         #: The messages that are not run.
         self.refused = RefusedMessages(self.conn_or_acquire)
+        self._pauses_until = 0.0  # by the steady clock
         self._unanswered: set[str] = set()  # queues whose messages nobody acknowledges, as replies to remote control
         super().__init__(*arguments, **options)
 
@@ -134,7 +140,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         return super().basic_consume(queue, no_ack, *arguments, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if self._taking.waiting:
+        if self._taking.waiting or monotonic() < self._pauses_until:
             return
         try:
             self._send_brpop(timeout)
@@ -167,7 +173,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         if self.qos.prefetch_count and keys:
             more = min(more, may_take_more(held[queue_of(keys[0][1]), Priority.INTERACTIVE], free))
         several = more > 0 and keys and keys[0][0] == Priority.INTERACTIVE and chosen.several and self._takes_several
-        self._together = keys[0][1] if several else None
+        self._together, self._more = (keys[0][1], more) if several else (None, 0)
         if self._together:  # Redis runs this when the first command ends, so both answers come at once
             commands.append(["RPOP", self.global_keyprefix + self._together, more])
         self._in_poll = connection = self.client.connection
@@ -286,6 +292,7 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
         except LOST as error:
             lost = error
         if refused:
+            self._pause(len(taken))
             self.refused.note_soon(refused)
             self.qos.settle(unsettled)
             for _, raw, _, cause in refused:
@@ -293,6 +300,12 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
                     self.on_refused(raw, cause)
         if lost:
             raise lost
+
+    def _pause(self, taken: int) -> None:
+        """Let messages gather in a list that the poll emptied: a poll costs more than the refusal of a message."""
+        if taken <= self._more and (hub := get_event_loop()):
+            self._pauses_until = monotonic() + PAUSE_S
+            hub.call_later(PAUSE_S, _go_on)
 
     def _sound(
         self, taken: Sequence[tuple[bytes, str]]
@@ -425,3 +438,7 @@ class SentinelTransport(Transport):
 
     default_port = 26379
     Channel = SentinelChannel
+
+
+def _go_on() -> None:
+    """Do nothing: a timer of the loop has it poll."""

@@ -22,7 +22,7 @@ RIDERS_FIXED_SHARE = 0.5
 
 #: Blocks of so many predicted seconds share their batches. They end at about the same time, so more would have no
 #: result for as long, and fewer pad more.
-BLOCKS_S = 1.0
+BLOCKS_S = 0.5
 
 #: A priority's promise bounds less urgent batches for this long after its last item: full batches make bulk fast.
 PROMISE_LASTS_S = 30.0
