@@ -421,6 +421,7 @@ def test_a_gzip_body_is_read_like_a_plain_one(ours: httpx.Client) -> None:
         ("deflate", zlib.compress(b"{}"), 415),
         ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), 415),
     ],
+    ids=["zlib", "cut off", "two members", "200 MiB", "deflate", "packed twice"],  # packed bytes hold the time
 )
 def test_a_body_that_is_packed_otherwise_is_refused_by_name(
     ours: httpx.Client, coding: str, body: bytes, status: int
