@@ -72,13 +72,13 @@ def test_a_batch_takes_rows_of_the_same_size_from_all_blocks_of_its_lane() -> No
     assert queue.amounts() == []
 
 
-def test_blocks_of_about_a_second_share_their_batches_so_that_results_come_steadily() -> None:
-    """Each block takes 0.4 s: the first three share the first batch, and the fourth waits until the first has run."""
+def test_blocks_of_about_half_a_second_share_their_batches_so_that_results_come_steadily() -> None:
+    """Each block takes 0.2 s: the first three share the first batch, and the fourth waits until the first has run."""
     costs = CostModel()
     for cost, rows, heads in ((40, 1, 2), (80, 2, 4), (160, 4, 8), (160, 16, 32)) * 40:
         costs.observe("text", BatchShape(cost, rows, heads), 0.01 * cost)
     queue = scheduler(costs, Budget(400, 64))
-    queue.add([block((40,)) for _ in range(4)])
+    queue.add([block((20,)) for _ in range(4)])
     batches = []
     while batch := queue.next(NOW).batch:
         batches.append(len(batch.items))
