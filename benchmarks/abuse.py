@@ -7,9 +7,9 @@ For each attack (`benchmarks.abusing.attacks.ATTACKS`, with its rate) three roun
 broker, store, a worker, and a gateway with 1,024 descriptors. The text and the vision model are real in the worker;
 the device sleeps, at a quarter of the rate that a core of the host feeds in large batches, where the host is the
 fleet, its broker and its database. Small batches cost twice as much: bulk takes about half a core, the questions take
-another, and a core is spare. A bulk job always waits, and a tenant asks 25 interactive questions a second through the gateway, each on a new connection, and as many through the
-client. First without the attack, then under it; attackers are processes of their own, niced to 19. Every answer is
-verified.
+another, and a core is spare. A bulk job always waits, and a tenant asks 25 interactive questions a second through the
+gateway, each on a new connection, and as many through the client. First without the attack, then under it; attackers
+are processes of their own, niced to 19. Every answer is verified.
 
 Figures, by attack and the worst of all: `p99_ratio` is the tenant's interactive p99 under attack over the quiet one,
 of the door that suffers more; `bulk_share` the texts a second of the bulk job over those without the attack;

@@ -358,13 +358,16 @@ class Store:
             )
         )
 
-    def transact(self, transaction: Transaction, follow: Follow | None = None) -> Committed:
+    def transact(
+        self, transaction: Transaction, follow: Follow | None = None, *, tried_again: bool = False
+    ) -> Committed:
         """Run a worker's transaction. Raises InvalidRow.
 
         The envelopes that `follow` derives from a pipeline's new results are put into the outbox with them.
+        `tried_again` is that of `Database.write`.
         """
         stores = transaction.results or transaction.chunks or transaction.done or transaction.dead
-        with self._database.write(Weight.RESULTS if stores else Weight.NOTE) as connection:
+        with self._database.write(Weight.RESULTS if stores else Weight.NOTE, tried_again=tried_again) as connection:
             return delivery.transact(connection, transaction, follow)
 
     def renew(self, ids: Collection[str], *, worker: str, lease_s: float, now: float | None = None) -> int:

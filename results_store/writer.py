@@ -301,7 +301,7 @@ class Writer:
             max_attempts=self._max_attempts,
             drop_inputs=self._drop_inputs,
         )
-        committed = self._store.transact(whole, self._follow)
+        committed = self._store.transact(whole, self._follow, tried_again=True)
         for request in group:
             request.claims = committed.claims
         return committed

@@ -114,7 +114,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Open a connection for reading, each statement on its own. Raises StoreUnavailable."""
-        asking.weight = None
+        asking.tried_again = False
         with self._translated(), self._shut_at_fork(), self._opened().connect() as connection:
             yield connection if self.sqlite else connection.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -125,12 +125,14 @@ class Database:
             yield connection.cursor()
 
     @contextmanager
-    def write(self, weight: Weight, *, rebuilding: bool = False) -> Iterator[Connection]:
+    def write(self, weight: Weight, *, rebuilding: bool = False, tried_again: bool = False) -> Iterator[Connection]:
         """Open a transaction, committed if the block ends without an error. Raises StoreUnavailable.
 
         `rebuilding`, for migrations, lets SQLite drop a table without cascading to the tables that refer to it.
+        `tried_again` says that the caller tries again if the connection is lost: one that was just used is not asked
+        whether it lives.
         """
-        asking.weight = weight
+        asking.tried_again = tried_again
         with (
             self._translated(),
             self._my_turn(),

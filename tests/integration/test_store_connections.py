@@ -39,23 +39,23 @@ def asked(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return found
 
 
-def write(database: Database, weight: Weight) -> int:
-    with database.write(weight) as connection:
+def write(database: Database, weight: Weight, *, tried_again: bool = False) -> int:
+    with database.write(weight, tried_again=tried_again) as connection:
         return connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
 
 
 def test_only_what_is_tried_again_trusts_a_connection_that_was_just_used(
     database: Database, asked: list[object]
 ) -> None:
-    write(database, Weight.RESULTS)
-    write(database, Weight.NOTE)
-    write(database, Weight.RESULTS)
+    write(database, Weight.RESULTS, tried_again=True)
+    write(database, Weight.NOTE, tried_again=True)
     assert not asked
-    write(database, Weight.ACCEPTED)
-    assert len(asked) == 1
+    for number, weight in enumerate(Weight):
+        write(database, weight)
+        assert len(asked) == number + 1
     with database.read() as connection:
         connection.execute(text("SELECT 1"))
-    assert len(asked) == 2
+    assert len(asked) == len(Weight) + 1
 
 
 @pytest.mark.parametrize("weight", Weight)

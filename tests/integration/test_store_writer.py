@@ -29,11 +29,13 @@ class CountingStore(Store):
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def transact(self, transaction: Transaction, follow: Follow | None = None) -> Committed:
+    def transact(
+        self, transaction: Transaction, follow: Follow | None = None, *, tried_again: bool = False
+    ) -> Committed:
         self.entered.set()
         self.go_on.wait()
         self.groups.append(len(transaction.results))
-        return super().transact(transaction, follow)
+        return super().transact(transaction, follow, tried_again=tried_again)
 
 
 class Outage(Protocol):

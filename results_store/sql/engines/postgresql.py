@@ -33,8 +33,8 @@ THRESHOLD = "prepare_threshold"
 #: The server ends a statement after this part of the timeout, so that its answer arrives within the whole.
 SERVER_SHARE = 0.95
 
-#: A connection that was used within these seconds is not asked whether it lives, to store results and notes: their
-#: writers try again. Each question is one of some ten waits of a transaction. HikariCP's pool does so, too.
+#: A connection that was used within these seconds is not asked whether it lives, for transactions that are tried
+#: again. Each question is one of some ten waits of a transaction. HikariCP's pool does so, too.
 LIVELY_S = 0.5
 
 
@@ -152,7 +152,7 @@ def _replace_the_dead(engine: Engine, timeout_s: float) -> None:
     def _checkout(connection: Any, _record: object, _borrowed: object) -> None:
         if connection.used_at is None:  # it is new
             return
-        if asking.weight in (Weight.RESULTS, Weight.NOTE) and monotonic() - connection.used_at < LIVELY_S:
+        if asking.tried_again and monotonic() - connection.used_at < LIVELY_S:
             return
         try:
             engine.dialect.do_ping(connection)

@@ -22,9 +22,12 @@ class Weight(Enum):
 
 
 class Asking(threading.local):
-    """What a thread takes a connection for: the weight of its transaction, or None to read. A pool sees no options."""
+    """The transaction for which a thread takes a connection: whether it is tried again if the connection is lost.
 
-    weight: Weight | None = None
+    A pool sees no options of the transaction.
+    """
+
+    tried_again: bool = False
 
 
 asking = Asking()
