@@ -12,6 +12,7 @@ import queue
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -44,6 +45,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=None)
     hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random weights do not depend on the tests before: PyTorch begins anew."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(1)
 
 
 def free_port() -> int:

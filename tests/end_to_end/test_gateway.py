@@ -232,7 +232,7 @@ def test_what_is_paused_waits_and_says_so(served: Served, ours: httpx.Client, sh
             assert found["paused"] == "task 'echo' is paused (a test); its items wait until it is resumed"
             job = found["id"].partition(".")[0]
             assert ours.get(f"/api/jobs/{job}/waiting").json()["paused"] == found["paused"]
-            until(lambda: boss.get("/api/pauses").json()["pauses"][0]["waiting"] == 1)
+            until(lambda: boss.get("/api/pauses").json()["pauses"][0]["waiting"])  # others of this fleet may wait too
             gone = ours.post("/api/items", json={"task": "echo", "input": "x", "durable": False, "wait_s": 30}).json()
             assert gone["results"][0]["error"]["kind"] == "Paused"
             with (
