@@ -9,8 +9,8 @@ from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result, run_together
 
 
-def with_webhook(store: Store, job: str, *, finished: bool = True, host: str = "app.example") -> None:
-    store.add_envelopes([new_envelope(job, job=job)], jobs=[new_job(job)])
+def with_webhook(store: Store, job: str, *, finished: bool = True, host: str = "app.example", tenant: str = "") -> None:
+    store.add_envelopes([new_envelope(job, job=job)], jobs=[new_job(job, tenant=tenant)])
     store.webhooks.add(job, f"https://{host}/hook")
     if finished:
         store.commit([result(0, job=job, envelope=job)], done=[job])
@@ -82,6 +82,35 @@ def test_busy_hosts_are_left(store: Store) -> None:
     with_webhook(store, "slow", host="slow.example")
     with_webhook(store, "quick")
     assert [due.job.id for due in store.webhooks.take(10, 60, beside=["slow.example"])] == ["quick"]
+
+
+def test_busy_tenants_are_left(store: Store) -> None:
+    with_webhook(store, "greedy", tenant="greedy")
+    with_webhook(store, "quick")
+    assert [due.job.id for due in store.webhooks.take(10, 60, tenants=["greedy"])] == ["quick"]
+
+
+def test_an_end_that_was_given_up_is_told_at_another_address(store: Store) -> None:
+    """As if it were new. At the same address it stays given up."""
+    with_webhook(store, "job")
+    (due,) = store.webhooks.take(10, 60)
+    store.webhooks.given_up(due, 410, "the host answers 410")
+    store.webhooks.add("job", due.url)
+    assert store.webhooks.take(10, 60) == []
+    store.webhooks.add("job", "https://app.example/right")
+    (again,) = store.webhooks.take(10, 60)
+    assert (again.url, again.attempts) == ("https://app.example/right", 0)
+
+
+def test_a_later_end_has_attempts_of_its_own(store: Store) -> None:
+    with_webhook(store, "job")
+    (due,) = store.webhooks.take(10, 60)
+    store.webhooks.given_up(due, 500, "the host answers 500")
+    store.add_envelopes([new_envelope("more", job="job")])
+    store.webhooks.add("job", due.url)
+    store.commit([result(1, job="job", envelope="more")], done=["more"])
+    (again,) = store.webhooks.take(10, 60)
+    assert (again.job.succeeded, again.attempts) == (2, 0)
 
 
 def test_a_job_that_opens_while_its_end_is_told_is_told_again(store: Store) -> None:
