@@ -21,7 +21,7 @@ from tests.stack.engine import CannotRun, Engine
 
 RECIPES = ROOT / "docker" / "stand-ins"
 BASE = "argosy-stand-in:bookworm"
-_PACKAGES = "ca-certificates,libxml2,prometheus,python3,python3-venv,redis-server,tzdata"
+_PACKAGES = "ca-certificates,libxml2,prometheus,python3,python3-venv,redis-server,tzdata,wget"
 
 # pip's own reading of its files and environment: what a container needs to install as this machine does
 _ASK_PIP = """
