@@ -92,18 +92,21 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     owners = {result.envelope for result in (*booked, *steps, *transaction.chunks)}
     if odd := {chunk.envelope for chunk in transaction.chunks}.intersection((*unlisted, *stepped)):
         raise InvalidRow(f"chunks: {min(odd)} has no row or belongs to a pipeline; store its results as rows")
-    late = {result.job for result in unbooked if result.envelope not in done}  # of jobs whose envelopes are at work
+    # Substitutes name no envelope with a row: the results that they stand for may be in chunks of any envelope.
+    late = {result.job for result in unbooked if result.envelope not in done}
+    late.update(result.job for result in booked if result.envelope == result.job)
     at_work = _at_work(connection, late) if late else ()
     there = _lock(
         connection, {*rows, *dead, *transaction.claims, *owners, *at_work, *transaction.postponed}, transaction
     )
     if transaction.cached:  # their inputs are locked after the envelopes
         cached_results.keep(connection, transaction.cached)
-    unbooked = not_in_chunks_of(connection, unbooked, late) if late else unbooked
     chunks = insert_chunks(connection, transaction.chunks, there.chunked, there.now) if transaction.chunks else _NONE
     booked, now = [*booked, *chunks.apart] if chunks.apart else booked, there.now
     chunked = {id_ for id_, has in there.chunked.items() if has} | {row.envelope for row in chunks.whole}
     own = not_in_chunks(connection, booked, chunked)
+    if late:
+        own, unbooked = (not_in_chunks_of(connection, rows, late) for rows in (own, unbooked))
     inserted = insert_results(connection, dead_letters.explained(connection, own, dead) if dead else own, now)
     more, accepted, stored_at = insert_unlisted(connection, unbooked, now)
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
