@@ -521,8 +521,7 @@ def overdue(
     unpublished = and_(ACCEPTED, _is_past(envelopes.c.accepted_at, at - overdue_s, at + overdue_s))
     ended = and_(PUBLISHED, envelopes.c.leased_until < at)
     ready = postponing.ready(connection, at)
-    any_of = select(envelopes.c.id).limit(1)
-    held = [one for one in (unpublished, ended, *ready) if connection.execute(any_of.where(one)).first()]
+    held = _of_any(connection, [unpublished, ended, *ready])
     due = [and_(condition, envelopes.c.lane == lane) for condition in held for lane in lanes]
     due.append(_leased_too_long(now))
     for line, pushed_at in sorted(oldest.items()):
@@ -530,10 +529,14 @@ def overdue(
         if pushed_at is None or pushed_at < at + overdue_s:
             before = at if pushed_at is None else min(at, pushed_at)
             due.append(_is_lost(line, before - overdue_s, at + overdue_s))
-    if served and (cancelled := connection.execute(_CANCELLED).scalars().all()):
-        past = _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)
-        unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
-        due.append(and_(among(connection, envelopes.c.job, cancelled), unserved, past))
+    if cancelled := connection.execute(_CANCELLED).scalars().all():
+        theirs = among(connection, envelopes.c.job, cancelled)
+        # an attempt that was under way may have postponed them
+        due += [and_(theirs, waits) for waits in _of_any(connection, postponing.waiting(at))]
+        if served:
+            past = _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)
+            unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
+            due.append(and_(theirs, unserved, past))
     ids: dict[str, None] = {}
     conditions: list[ColumnElement[bool]] = []
     portion = max(1, limit // len(lanes))
@@ -544,6 +547,12 @@ def overdue(
             ids |= dict.fromkeys(found)
             conditions.append(condition)
     return Overdue([*ids], or_(false(), *conditions), at)
+
+
+def _of_any(connection: Connection, conditions: Sequence[ColumnElement[bool]]) -> list[ColumnElement[bool]]:
+    """Return the conditions that some envelope meets: mostly none does, as the index of each says at once."""
+    any_of = select(envelopes.c.id).limit(1)
+    return [one for one in conditions if connection.execute(any_of.where(one)).first()]
 
 
 def take_overdue(connection: Connection, found: Overdue) -> list[PendingEnvelope]:
