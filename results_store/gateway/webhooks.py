@@ -109,7 +109,9 @@ class Webhooks:
                 .values(next_at=clock() + lease_s, attempts=webhooks.c.attempts + 1, attempted_at=clock())
             )
             own = {row["job"]: row for row in connection.execute(select(webhooks).where(mine)).mappings()}
-            ended = connection.execute(select(jobs).where(jobs.c.id.in_(found))).mappings()
+            ended = connection.execute(
+                select(jobs).where(jobs.c.id.in_(found), jobs.c.finished_at.is_not(None))
+            ).mappings()
             return [_due(job_status(row), own[row["id"]]) for row in ended]
 
     def told(self, due: DueWebhook, status: int) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+from sqlalchemy import Table, Update, update
+
+from results_store.gateway import webhooks
 from results_store.gateway.webhooks import DueWebhook
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result, run_together
@@ -145,3 +149,23 @@ def test_a_late_failure_opens_nothing_again(store: Store) -> None:
     found = store.webhooks.find("job")
     assert found is not None
     assert (found.next_at, found.status, found.error) == (None, 200, None)
+
+
+def test_a_job_that_opens_while_its_end_is_taken_is_told_later(
+    store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement of PostgreSQL sees what was committed before it. SQLite has one writer at a time."""
+    if store.sqlite:
+        pytest.skip("nobody else writes during a transaction of SQLite")
+    with_webhook(store, "job")
+    with Store(store_url) as other:
+
+        def opened(table: Table) -> Update:
+            monkeypatch.undo()
+            other.add_envelopes([new_envelope("more", job="job")])
+            return update(table)
+
+        monkeypatch.setattr(webhooks, "update", opened)
+        assert store.webhooks.take(10, -1) == []
+    store.commit([result(1, job="job", envelope="more")], done=["more"])
+    assert [due.job.succeeded for due in store.webhooks.take(10, 60)] == [2]
