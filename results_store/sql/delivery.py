@@ -106,7 +106,7 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     chunked = {id_ for id_, has in there.chunked.items() if has} | {row.envelope for row in chunks.whole}
     own = not_in_chunks(connection, booked, chunked)
     if late:
-        own, unbooked = (not_in_chunks_of(connection, rows, late) for rows in (own, unbooked))
+        own, unbooked = (not_in_chunks_of(connection, some, late) for some in (own, unbooked))
     inserted = insert_results(connection, dead_letters.explained(connection, own, dead) if dead else own, now)
     more, accepted, stored_at = insert_unlisted(connection, unbooked, now)
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
