@@ -127,7 +127,9 @@ def format_of(path: Path) -> str:
 def plain_value(value: Any) -> Any:
     """Return a value that JSON does not have: bytes as base64, a cell of Arrow's, anything else as text."""
     if isinstance(value, Cell):
-        return value.plain()
+        value = value.plain()
+        if not isinstance(value, bytes):
+            return value
     return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 

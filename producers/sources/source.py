@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from producers.sources.cells import input_of
+from producers.sources.cells import id_of, input_of
 from producers.sources.columns import Chooser
 from producers.sources.declared_columns import Windows, columns_of, is_step, typed_row
 from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table, is_unpacked
@@ -41,6 +41,9 @@ from producers.wire.outside.allowed_places import AllowedPlaces, is_below
 
 #: A separator in the name of a table's only column: the table may have more.
 _SEPARATOR = re.compile(r"[,;|\t:~^\x01\x1f]")
+
+#: The types of cells that are no ids.
+_NO_IDS = (dict, list, bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +301,12 @@ class Source:
                 except InvalidInput as error:
                     yield Record(place, origin, row, error=error)
                     continue
-                named = None if choice.key is None else row[choice.key]
-                if isinstance(named, dict | list):
-                    named = None if self.key_column is None else ""  # which is no id
-                if self.key_column is not None and named in (None, ""):
-                    yield Record(place, origin, row, error=_no_id(self.key_column, row, origin))
+                named = None if choice.key is None else id_of(row[choice.key])
+                if self.key_column is not None and (named in (None, "") or isinstance(named, _NO_IDS)):
+                    yield Record(place, origin, row, error=_no_id(self.key_column, named, origin))
                     continue
+                if isinstance(named, _NO_IDS):
+                    named = None
                 key = str(named) if named is not None else origin if many else str(number)
                 yield Record(place, origin, row, key, value)
 
@@ -365,9 +368,9 @@ def _check_header(header: str, name: str) -> None:
         raise InvalidInput(f"{name}:1", f"has a single column, {header[:60]!r}, which looks like a comment", remedy)
 
 
-def _no_id(column: str, row: Mapping[str, Any], origin: str) -> InvalidInput:
-    nested = isinstance(row[column], dict | list)
-    problem = f"has {'an object or a list' if nested else 'no id'} in the column {column!r}"
+def _no_id(column: str, named: Any, origin: str) -> InvalidInput:
+    found = {dict: "an object or a list", list: "an object or a list", bytes: "bytes that are not UTF-8"}
+    problem = f"has {found.get(type(named), 'no id')} in the column {column!r}"
     return InvalidInput(origin, problem, "give each row an id, or leave --id-column out")
 
 

@@ -205,6 +205,16 @@ def test_an_object_is_no_id(tmp_path: Path) -> None:
     assert "a.jsonl:1: has an object or a list in the column '_id'; give each row an id" in str(error)
 
 
+@pytest.mark.parametrize("type_", [pa.binary(), pa.binary(3), pa.large_binary()])
+def test_bytes_are_an_id_if_they_are_a_text(tmp_path: Path, type_: Any) -> None:
+    ids = pa.array([b"A17", b"\xff17"], type_)
+    pq.write_table(pa.table({"id": ids, "text": ["one", "two"]}), tmp_path / "a.parquet")
+    assert items(tmp_path / "a.parquet") == [("A17", "one"), ("2", "two")]
+    first, (_, error) = items(tmp_path / "a.parquet", key_column="id")
+    assert first == ("A17", "one")
+    assert "a.parquet:2: has bytes that are not UTF-8 in the column 'id'; give each row an id" in str(error)
+
+
 @pytest.mark.parametrize("content", ['{"text": "one"}\n', "id,text\n1,one\n"])
 def test_what_looks_like_no_text_is_read_as_told(tmp_path: Path, content: str) -> None:
     assert [text for _, text in pairs(read(tmp_path / "a.txt", content, format="text"))] == content.splitlines()

@@ -117,6 +117,21 @@ def test_a_column_that_is_not_read_comes_back(tmp_path: Path, name: str, suffix:
         assert pq.read_table(out)["other"].equals(pq.read_table(tmp_path / "in.parquet")["other"])
 
 
+@pytest.mark.parametrize("type_", [pa.binary(), pa.binary(2)])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_bytes_are_base64_where_there_is_text_alone(tmp_path: Path, type_: Any, suffix: str) -> None:
+    table = pa.table(
+        {"text": ["a"], "other": pa.array([b"\xff\0"], type_), "list": pa.array([[b"ab"]], pa.list_(type_))}
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    out = tmp_path / f"out.{suffix}"
+    write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], out)
+    with out.open(newline="") as file:
+        (row,) = csv.DictReader(file) if suffix == "csv" else map(json.loads, file)
+    assert row["other"] == "/wA="
+    assert row["list"] == ('["YWI="]' if suffix == "csv" else ["YWI="])
+
+
 @pytest.mark.parametrize(
     "column", [pa.array(["x"], pa.string_view()), pa.array([["x"]], pa.list_(pa.string_view())), pa.array([b"x"])]
 )
