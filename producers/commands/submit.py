@@ -15,7 +15,7 @@ from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.output_file import OUTPUT, OutputFile
 from producers.commands.submit_progress import counting, rejecting, tell, tell_left_out, watch
 from producers.wire.command_line import say
-from producers.wire.errors import ArgosyError, InvalidInput, KeyOfCancelledJob
+from producers.wire.errors import InvalidInput, KeyOfCancelledJob
 from producers.wire.messages import Priority
 
 if TYPE_CHECKING:
@@ -354,7 +354,7 @@ def _write(client: Client, job: Job, source: Source, options: Options, output: O
     try:
         with output.placed() as path:
             rows = write_joined(source, request, job.results(), path, cells, revisions=options.revisions)
-    except ArgosyError as error:
+    except Exception as error:
         error.add_note(f"the results are safe: `argosy results {job.id}`")
         raise
     say(f"argosy: {rows:,} rows in {output}", err=True)

@@ -55,14 +55,17 @@ def _check_names(reading: Reading, names: list[str]) -> None:
 
 
 def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
-    """Return a schema that fits the rows of all these files, each given with its format. Raises InvalidInput."""
+    """Return a schema that fits the rows of all these files, each given with its format. Raises InvalidInput.
+
+    All its columns may be null, as they are in a row that cannot be read.
+    """
     common: Any = None
     for place, format_ in places:
         with place.open() as file:
             reading = Reading(place.name, file, Meter(), lambda names: None)
             with _translated(reading):
                 schema = (pq.read_schema(file) if format_ == "parquet" else _opened(reading).schema).remove_metadata()
-        schema = pa.schema([field.with_type(_stored(field.type)) for field in schema])
+        schema = pa.schema([field.with_type(_stored(field.type)).with_nullable(True) for field in schema])
         common = schema if common is None else _unified(common, schema, place.name)
     return common
 

@@ -176,16 +176,19 @@ class Source:
         return any(place.name == name for place in places) or (path.exists() and any(map(path.samefile, files)))
 
     def arrow_schema(self, *, check: bool = False) -> Any:
-        """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput.
+        """Return the Arrow schema of the files if all are Parquet or Arrow tables, else None. Raises InvalidInput.
 
         None also for series, whose records may be windows of several rows. With `check`, also raises InvalidInput if a
         value of a file does not fit the schema.
         """
         if self.modality == "series":
             return None
-        places = [place for place in self._places() if not isinstance(place, Folder)]
+        found = self._places()
+        places = [place for place in found if not isinstance(place, Folder)]
+        if not places or len(places) < len(found) or any(map(self._is_item, places)):
+            return None
         formats = [self._format_of(place) for place in places]
-        if not places or len(places) < len(self._places()) or not set(formats) <= {"parquet", "arrow"}:
+        if not set(formats) <= {"parquet", "arrow"}:
             return None
         from producers.sources import arrow
 
@@ -200,7 +203,7 @@ class Source:
         """Raise InvalidInput now if one of several files could not be read later, when rows have been submitted."""
         places = self._places()
         for place in places if len(places) > 1 else ():
-            if isinstance(place, LocalFile) and (self.format is not None or not self._is_media(place)):
+            if isinstance(place, LocalFile) and not self._is_item(place):
                 with _opened(place) as file:
                     _, reading, read = self._reading(place, file, Meter())
                     rows = read(reading)
@@ -254,7 +257,7 @@ class Source:
             for file in self._media_in(place, self.left_out):
                 meter.done += 1
                 yield _of_file(file)
-        elif self.format is None and self._is_media(place):
+        elif self._is_item(place):
             yield replace(_of_file(place), key=Path(place.name).name)
         else:
             yield from self._table(place, meter, many=many)
@@ -268,10 +271,10 @@ class Source:
                 raise outside(self.allowed, file.name)  # a web server's list of files may name any
             yield file
 
-    def _is_media(self, place: Place) -> bool:
+    def _is_item(self, place: Place) -> bool:
         """Return whether a file is an input of a task for media, not a table of inputs."""
         suffixes = MEDIA_SUFFIXES.get(self.modality)
-        if suffixes is None or isinstance(place, Pipe):
+        if suffixes is None or self.format is not None or isinstance(place, Pipe):
             return False
         if place.suffix in suffixes:
             return True

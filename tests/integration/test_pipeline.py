@@ -27,6 +27,7 @@ from sqlalchemy import update
 from producers.client.sending import intake
 from producers.commands.main import main
 from producers.commands.output_file import OUTPUT
+from producers.joining import joined_files
 from producers.wire import packing
 from producers.wire.errors import ConfigurationError
 from results_store.sql.database import Weight
@@ -252,6 +253,20 @@ def test_a_source_that_changed_meanwhile_is_not_joined(tmp_path: Path, stand_in:
     )
     assert "the results are safe: `argosy results " in result.stderr
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_results_are_safe_whatever_keeps_the_rows_from_their_file(
+    tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("good\n")
+    monkeypatch.setattr(joined_files, "write_lines", Mock(side_effect=OSError(28, "No space left on device", "out")))
+    with working(stand_in, 1):
+        result = argosy("submit", tmp_path / "a.txt", "-t", "topic", "--output", tmp_path / "out.jsonl")
+    job = result.stdout.strip()
+    assert (
+        f"No space left on device; check the path and its permissions; the results are safe: `argosy results {job}`"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,34 @@ def test_the_categories_of_polars_come_back_as_texts(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out.parquet")["other"].to_pylist() == ["x"]
 
 
+def test_a_row_that_cannot_be_read_has_no_values_in_columns_that_always_have_some(tmp_path: Path) -> None:
+    texts = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffa"))
+    schema = pa.schema([pa.field(name, type_, nullable=False) for name, type_ in (("text", "string"), ("n", "int64"))])
+    pq.write_table(pa.Table.from_arrays([texts, pa.array([1, 2])], schema=schema), tmp_path / "in.parquet")
+    source, out = Source(tmp_path / "in.parquet", "text"), tmp_path / "out.parquet"
+    check_columns(source, out)
+    assert write_joined(source, REQUEST, [result(1, "2")], out) == 2
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["text"], row["n"], row["topic"]) for row in rows] == [(None, None, None), ("a", 2, '"2"')]
+    assert "is not UTF-8 in the column 'text'" in rows[0]["error"]
+
+
+@pytest.mark.parametrize("where", ["*.png", "?.*"])
+def test_pictures_that_are_named_have_a_table_of_results(tmp_path: Path, where: str) -> None:
+    """A pattern's pictures are a column of paths, as a folder's are, also beside a table."""
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG")
+    pq.write_table(pa.table({"image": ["a.png"], "n": [1]}), tmp_path / "c.parquet")
+    source, out = Source(f"{tmp_path}/{where}", "image"), tmp_path / "out.parquet"
+    check_columns(source, out)
+    write_joined(source, REQUEST, [result(0, "a.png"), result(1, "b.png")], out)
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["path"], row["topic"]) for row in rows][:2] == [
+        (f"{tmp_path}/a.png", '"A.PNG"'),
+        (f"{tmp_path}/b.png", '"B.PNG"'),
+    ]
+
+
 def test_a_type_that_parquet_does_not_have_is_said_before_the_job(tmp_path: Path) -> None:
     union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
     table = pa.table({"text": ["a"], "other": union})
