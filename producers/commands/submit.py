@@ -217,7 +217,8 @@ def submit(**given: Any) -> None:
         for option, file in (("--output", options.output), ("--errors", options.errors)):
             if file is not None and source.reads(str(file)):
                 raise click.UsageError(
-                    f"{option}: {file} is one of the sources and would be overwritten; name another file"
+                    f"{option}: {file} is one of the sources, or their pattern matches it, so that it would be "
+                    "overwritten or read; name another file"
                 )
         if options.output is not None:
             check_columns(source, options.output.path)

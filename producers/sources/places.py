@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -288,6 +289,32 @@ def find(where: str, left_out: Counter[str]) -> list[Place | Folder]:
     if not places:
         raise InvalidInput(where, "matches no file", "check the pattern, and quote it")
     return places
+
+
+def would_match(where: str, name: str) -> bool:
+    """Return whether a path, a pattern or a URL finds a file, or the file at a URL, once it is there."""
+    if "://" in name:
+        return "://" in where and _would_match_elsewhere(where, name)
+    folder, last = os.path.split(where.removeprefix("file://"))
+    if last == "**":
+        folder, last = str(Path(folder, last)), "*"
+    path = Path(name)
+    is_hidden = path.name.startswith(".") and not last.startswith(".")
+    if is_hidden or not fnmatchcase(path.name, last) or not path.parent.is_dir():
+        return False
+    whole = Path(glob.escape(str(Path.cwd())), folder)  # else ** would leave the current folder out
+    found = map(Path, glob.glob(str(whole), recursive=True))  # noqa: PTH207
+    return any(one.is_dir() and one.samefile(path.parent) for one in found)
+
+
+def _would_match_elsewhere(where: str, name: str) -> bool:
+    _, pattern, scheme = filesystem(where)
+    if scheme in ("http", "https") or name.partition("://")[0] != scheme:
+        return False
+    from fsspec.core import strip_protocol
+    from fsspec.utils import glob_translate
+
+    return re.fullmatch(glob_translate(pattern), strip_protocol(name)) is not None
 
 
 def _matches(pattern: str, left_out: Counter[str]) -> Iterator[Place | Folder]:

@@ -33,6 +33,7 @@ from producers.sources.places import (
     path_of,
     told,
     without_query,
+    would_match,
 )
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
@@ -167,13 +168,15 @@ class Source:
         return digest.hexdigest()
 
     def reads(self, name: str) -> bool:
-        """Return whether a local file, or the file at a URL, belongs to this source.
+        """Return whether a local file, or the file at a URL, belongs to this source or would, once it is there.
 
         Raises InvalidInput, as `records`, without a file.
         """
         places, path = list(self._places()), Path(name)
         files = [place.path for place in places if isinstance(place, LocalFile)]
-        return any(place.name == name for place in places) or (path.exists() and any(map(path.samefile, files)))
+        if any(place.name == name for place in places) or (path.exists() and any(map(path.samefile, files))):
+            return True
+        return any(would_match(where, name) for where in self._names())
 
     def arrow_schema(self, *, check: bool = False) -> Any:
         """Return the Arrow schema of the files if all are Parquet or Arrow tables, else None. Raises InvalidInput.

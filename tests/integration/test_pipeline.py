@@ -146,6 +146,8 @@ def test_rows_and_results_go_to_a_url(tmp_path: Path, stand_in: StandIn) -> None
         assert (refused.exit_code, problem in refused.output) == (1, True), refused.output
     same = argosy("submit", "memory://out/rated.csv", "-t", "topic", "--output", "memory://out/rated.csv")
     assert "would be overwritten" in same.output
+    matched = argosy("submit", "memory://out/*.csv", "-t", "topic", "--output", "memory://out/new.csv")
+    assert "memory://out/new.csv is one of the sources, or their pattern matches it" in matched.output
     fs.rm("/out", recursive=True)
 
 

@@ -71,6 +71,36 @@ def test_a_file_whose_name_is_no_utf_8_is_read(tmp_path: Path) -> None:
         Request.check(Catalogue.builtin(), "image-classification", priority="bulk").item(0, row, field="input")
 
 
+@pytest.mark.parametrize(
+    ("where", "name", "expected"),
+    [
+        ("data/*.jsonl", "data/errors.jsonl", True),
+        ("{here}/data/*.jsonl", "data/errors.jsonl", True),
+        ("file://{here}/data/*.jsonl", "data/errors.jsonl", True),
+        ("data/*.jsonl", "{here}/link/errors.jsonl", True),
+        ("d*/a.jsonl", "data/a.jsonl", True),
+        ("**/*.jsonl", "data/deep/errors.jsonl", True),
+        ("**/*.jsonl", "errors.jsonl", True),
+        ("data/**", "data/deep/errors.csv", True),
+        ("data/[ab].jsonl", "data/c.jsonl", False),
+        ("data/*.jsonl", "data/deep/errors.jsonl", False),
+        ("data/*.jsonl", "data/.errors.jsonl", False),
+        ("data/*.jsonl", "data/errors.csv", False),
+        ("data/*.jsonl", "none/errors.jsonl", False),
+        ("data/a.jsonl", "data/b.jsonl", False),
+    ],
+)
+def test_a_file_that_a_pattern_would_match_belongs_to_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, name: str, expected: bool
+) -> None:
+    """A list of errors that became a source would list its own lines without end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "a.jsonl").touch()
+    assert Source(where.format(here=tmp_path), "text").reads(name.format(here=tmp_path)) is expected
+
+
 @pytest.mark.parametrize("damage", ["cut off", "changed", "not packed"])
 def test_a_packed_file_that_is_damaged_is_named(tmp_path: Path, damage: str) -> None:
     """Its last rows must not be missing without a word: click takes an EOFError for Ctrl-D, and ends."""
