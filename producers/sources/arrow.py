@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from producers.sources.cells import Cell
 from producers.sources.file_reading import Meter, Raw, Reading, repeated
-from producers.sources.places import Place
+from producers.sources.places import Place, told
 from producers.wire.errors import ConfigurationError, InvalidInput
 
 try:
@@ -198,7 +198,7 @@ def _translated(reading: Reading, after: int = 0) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         behind = f" after row {after:,}" if after else ""
-        what = " ".join(str(error).split())
+        what = " ".join(told(error).split())
         unknown = isinstance(error, pa.ArrowNotImplementedError)
         remedy = "cast or leave out the column of that type" if unknown else "check that the file is complete"
-        raise InvalidInput(reading.name, f"cannot be read{behind}: {what}", remedy) from error
+        raise InvalidInput(reading.name, f"cannot be read{behind}: {what}", remedy) from None
