@@ -225,12 +225,13 @@ def submit(**given: Any) -> None:
         if options.dry_run:
             _estimated(client, source, options)
             return
+        fingerprint = None if options.output is None else source.fingerprint()
         job = _found_or_submitted(client, source, options)
         say(job.id)
         if options.watch or options.output is not None:
             code = watch(job)
             if options.output is not None:
-                _write(client, job, source, options, options.output, cells)
+                _write(client, job, source, fingerprint, options, options.output, cells)
             click.get_current_context().exit(code)
         if sys.stdout.isatty():
             say(f"follow it with `argosy status {job.id}`", err=True)
@@ -347,14 +348,24 @@ def _derived_key(source: Source, options: Options) -> str | None:
     return f"submit {hashlib.sha256(repr((fingerprint, settings)).encode()).hexdigest()[:32]}".replace(" ", "-")
 
 
-def _write(client: Client, job: Job, source: Source, options: Options, output: OutputFile, cells: Cells) -> None:
+def _write(
+    client: Client,
+    job: Job,
+    source: Source,
+    fingerprint: str | None,
+    options: Options,
+    output: OutputFile,
+    cells: Cells,
+) -> None:
     from producers.client.request import Request
     from producers.joining import write_joined
 
     request = Request.check(client.catalogue, options.task, priority=options.priority, params=options.params)
     try:
         with output.placed() as path:
-            rows = write_joined(source, request, job.results(), path, cells, revisions=options.revisions)
+            rows = write_joined(
+                source, request, job.results(), path, cells, revisions=options.revisions, fingerprint=fingerprint
+            )
     except Exception as error:
         error.add_note(f"the results are safe: `argosy results {job.id}`")
         raise

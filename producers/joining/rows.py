@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Name of the column with a row's error, unless the source has such a column itself.
 ERROR = "error"
 
+#: The remedy for a source that is not the one that was submitted.
+CHANGED = "the file has changed since its submission; `argosy results` writes the results alone"
+
 FORMATS = ("parquet", "csv", "jsonl")
 
 
@@ -166,7 +169,7 @@ def _check(record: Record, mine: Mapping[str, Result]) -> None:
             raise InvalidInput(
                 record.origin,
                 f"has the key {record.key!r}, but the result in this place has {row.key!r}",
-                "the file has changed since its submission; `argosy results` writes the results alone",
+                CHANGED,
             )
 
 

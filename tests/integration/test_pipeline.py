@@ -30,6 +30,7 @@ from producers.commands.output_file import OUTPUT
 from producers.joining import joined_files
 from producers.wire import packing
 from producers.wire.errors import ConfigurationError
+from producers.wire.messages import Envelope
 from results_store.sql.database import Weight
 from results_store.sql.schema import jobs
 from results_store.store import Store
@@ -254,6 +255,29 @@ def test_a_source_that_changed_meanwhile_is_not_joined(tmp_path: Path, stand_in:
         "in.csv:2: has the key 'z', but the result in this place has 'x'; the file has changed since" in result.stderr
     )
     assert "the results are safe: `argosy results " in result.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_source_without_ids_that_changed_meanwhile_is_not_joined(
+    tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line in front would move each result to another row."""
+    path = tmp_path / "a.txt"
+    path.write_text("good\nbad\n")
+
+    commit = stand_in.commit
+
+    def changed(envelope: Envelope) -> None:
+        path.write_text("new\ngood\nbad\n")
+        commit(envelope)
+
+    monkeypatch.setattr(stand_in, "commit", changed)
+    with working(stand_in, 2):
+        result = argosy("submit", path, "-t", "topic", "--output", tmp_path / "out.csv")
+    job = result.stdout.strip()
+    assert result.exit_code == 1
+    assert "a.txt: differs in a name, a size or a time; the file has changed since its submission" in result.stderr
+    assert f"the results are safe: `argosy results {job}`" in result.stderr
     assert not (tmp_path / "out.csv").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,29 @@ def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
         joined(tmp_path, [{"id": "b", "text": "one"}], [result(0, "a")])
     with pytest.raises(InvalidInput, match="ends before row 1"):
         joined(tmp_path, [{"id": "a", "text": "one"}], [result(0, "a"), result(1, "b")])
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_rows_without_ids_that_have_changed_are_not_joined(tmp_path: Path, suffix: str, when: str) -> None:
+    """Their line numbers are those of other rows."""
+    path, out = tmp_path / "in.jsonl", tmp_path / f"out.{suffix}"
+    path.write_text('"one"\n"two"\n')
+    source, results = Source(path, "text"), [result(0, "1"), result(1, "2")]
+    fingerprint = source.fingerprint()
+    assert write_joined(source, REQUEST, results, out, fingerprint=fingerprint) == 2
+    out.unlink()
+
+    def stored() -> Iterator[Result]:
+        for row in results:
+            yield row
+            path.write_text('"zero"\n"one"\n"two"\n')
+
+    if when == "before":
+        path.write_text('"zero"\n"one"\n"two"\n')
+    with pytest.raises(InvalidInput, match=r"in\.jsonl: differs in .*; the file has changed since its submission"):
+        write_joined(source, REQUEST, stored(), out, fingerprint=fingerprint)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 UNCHANGED = {
