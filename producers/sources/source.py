@@ -375,8 +375,8 @@ def _check_header(header: str, name: str) -> None:
 
 
 def _no_id(column: str, named: Any, origin: str) -> InvalidInput:
-    found = {dict: "an object or a list", list: "an object or a list", bytes: "bytes that are not UTF-8"}
-    problem = f"has {found.get(type(named), 'no id')} in the column {column!r}"
+    found = "bytes that are not UTF-8" if isinstance(named, bytes) else "an object or a list" if named else "no id"
+    problem = f"has {found} in the column {column!r}"
     return InvalidInput(origin, problem, "give each row an id, or leave --id-column out")
 
 
