@@ -37,18 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
         def put_aside(row: Rejected) -> None:
             bad.write(json.dumps({"row": row.seq + 1, "id": row.key, "error": str(row.error)}) + "\n")
 
+        fingerprint = source.fingerprint()
         job = client.submit_many(
             told.task,
             source.rows(),
             name=f"nightly {told.source.name}",
-            idempotency_key=f"nightly {source.fingerprint()} {' '.join(told.task)}",
+            idempotency_key=f"nightly {fingerprint} {' '.join(told.task)}",
             ttl_s=WEEK_S,
             on_error="skip",
             on_rejected=put_aside,
         )
         status = job.wait()
         request = Request.check(client.catalogue, told.task, priority="bulk")
-        rows = write_joined(source, request, job.results(), told.output)
+        rows = write_joined(source, request, job.results(), told.output, fingerprint=fingerprint)
     print(
         f"{rows:,} rows, {job.rejected_count:,} of them bad; {status.succeeded:,} of {status.total:,} results succeeded"
     )

@@ -15,7 +15,7 @@ from producers.commands.csv_output import SPREADSHEET, csv_cells, tell_formulas
 from producers.commands.output_file import OUTPUT, OutputFile
 from producers.commands.submit_progress import counting, rejecting, tell, tell_left_out, watch
 from producers.wire.command_line import say
-from producers.wire.errors import ArgosyError, InvalidInput, KeyOfCancelledJob
+from producers.wire.errors import InvalidInput, KeyOfCancelledJob
 from producers.wire.messages import Priority
 
 if TYPE_CHECKING:
@@ -217,19 +217,21 @@ def submit(**given: Any) -> None:
         for option, file in (("--output", options.output), ("--errors", options.errors)):
             if file is not None and source.reads(str(file)):
                 raise click.UsageError(
-                    f"{option}: {file} is one of the sources and would be overwritten; name another file"
+                    f"{option}: {file} is one of the sources, or their pattern matches it, so that it would be "
+                    "overwritten or read; name another file"
                 )
         if options.output is not None:
             check_columns(source, options.output.path)
         if options.dry_run:
             _estimated(client, source, options)
             return
+        fingerprint = None if options.output is None else source.fingerprint()
         job = _found_or_submitted(client, source, options)
         say(job.id)
         if options.watch or options.output is not None:
             code = watch(job)
             if options.output is not None:
-                _write(client, job, source, options, options.output, cells)
+                _write(client, job, source, fingerprint, options, options.output, cells)
             click.get_current_context().exit(code)
         if sys.stdout.isatty():
             say(f"follow it with `argosy status {job.id}`", err=True)
@@ -346,15 +348,25 @@ def _derived_key(source: Source, options: Options) -> str | None:
     return f"submit {hashlib.sha256(repr((fingerprint, settings)).encode()).hexdigest()[:32]}".replace(" ", "-")
 
 
-def _write(client: Client, job: Job, source: Source, options: Options, output: OutputFile, cells: Cells) -> None:
+def _write(
+    client: Client,
+    job: Job,
+    source: Source,
+    fingerprint: str | None,
+    options: Options,
+    output: OutputFile,
+    cells: Cells,
+) -> None:
     from producers.client.request import Request
     from producers.joining import write_joined
 
     request = Request.check(client.catalogue, options.task, priority=options.priority, params=options.params)
     try:
         with output.placed() as path:
-            rows = write_joined(source, request, job.results(), path, cells, revisions=options.revisions)
-    except ArgosyError as error:
+            rows = write_joined(
+                source, request, job.results(), path, cells, revisions=options.revisions, fingerprint=fingerprint
+            )
+    except Exception as error:
         error.add_note(f"the results are safe: `argosy results {job.id}`")
         raise
     say(f"argosy: {rows:,} rows in {output}", err=True)

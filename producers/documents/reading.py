@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from producers.sources import Source
 from producers.sources.places import readable
 from producers.wire.catalogue import Limits
 from producers.wire.errors import InvalidInput
+from producers.wire.forms import check_text
 
 #: Suffixes of files that are one document each. Of a folder, only these files are read.
 SUFFIXES = (".markdown", ".md", ".rst", ".txt")
+
+#: A document is cut into passages, so its length has no limit.
+_ANY_LENGTH = Limits(max_text_chars=sys.maxsize)
 
 
 def read_documents(
@@ -48,4 +53,4 @@ def _rows(place: Path, input_column: str | None, key_column: str | None) -> Iter
     for row in Source(place, "text", Limits(), input_column=input_column, key_column=key_column).rows():
         if isinstance(row, InvalidInput):
             raise row
-        yield Document(row.key or str(row.origin), str(row.input))
+        yield Document(row.key or str(row.origin), check_text(row.input, _ANY_LENGTH, str(row.origin)))

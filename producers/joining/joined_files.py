@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from producers.client.request import Request
 from producers.joining.rows import (
+    CHANGED,
     Columns,
     Joined,
     Layout,
@@ -40,16 +41,20 @@ def write_joined(
     cells: Cells | None = None,
     *,
     revisions: bool = False,
+    fingerprint: str | None = None,
 ) -> int:
     """Write each row of the source with a column per task and a column for errors; return the number of rows.
 
     With `revisions`, a further column per task has the revision of the model that computed the row.
 
     The format is that of the file's name: ``.parquet``, ``.csv`` or ``.jsonl``. In CSV and Parquet an output is JSON
-    text, except that a vector in Parquet is a list of numbers. `cells` counts or escapes formulas in CSV. Raises
-    InvalidInput if results and source do not match.
+    text, except that a vector in Parquet is a list of numbers. `cells` counts or escapes formulas in CSV.
+
+    `fingerprint` is that of the source before its submission, if it has one. Raises InvalidInput if the source has
+    another one, also at the end, and if a key does not match; without keys nothing else tells that a row has changed.
     """
     kind = format_of(path)
+    _check_unchanged(source, fingerprint)
     tasks = [task.name for task in request.tasks]
     schema = source.arrow_schema() if kind == "parquet" else None
     types: Mapping[str, str] = {} if schema is not None else _scanned(source)
@@ -60,11 +65,15 @@ def write_joined(
             from producers.joining.joined_parquet import write_parquet
 
             vectors = {task.name for task in request.tasks if task.kind.output == list[float]}
-            return write_parquet(rows, layout, schema, types, vectors, file)
-        with io.TextIOWrapper(file, "utf-8", errors="replace", newline="") as text:
-            if kind == "csv":
-                return write_table(text, layout.names, (_cells(row, layout) for row in rows), cells)
-            return write_lines(text, (_line(row, layout) for row in rows))
+            count = write_parquet(rows, layout, schema, types, vectors, file)
+        else:
+            with io.TextIOWrapper(file, "utf-8", errors="replace", newline="") as text:
+                if kind == "csv":
+                    count = write_table(text, layout.names, (_cells(row, layout) for row in rows), cells)
+                else:
+                    count = write_lines(text, (_line(row, layout) for row in rows))
+        _check_unchanged(source, fingerprint)
+    return count
 
 
 def check_columns(source: Source, path: Path) -> None:
@@ -85,6 +94,11 @@ def check_output(path: Path) -> None:
         raise InvalidInput("output", f"is in {path.parent}, which is not a folder", "make it, or check the path")
     if not os.access(folder, os.W_OK):
         raise InvalidInput("output", f"is in {path.parent}, where this user may not write", "name another folder")
+
+
+def _check_unchanged(source: Source, fingerprint: str | None) -> None:
+    if fingerprint is not None and source.fingerprint() != fingerprint:
+        raise InvalidInput(source.name, "differs in a name, a size or a time", CHANGED)
 
 
 def _scanned(source: Source) -> Mapping[str, str]:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Name of the column with a row's error, unless the source has such a column itself.
 ERROR = "error"
 
+#: The remedy for a source that is not the one that was submitted.
+CHANGED = "the file has changed since its submission; `argosy results` writes the results alone"
+
 FORMATS = ("parquet", "csv", "jsonl")
 
 
@@ -127,7 +130,9 @@ def format_of(path: Path) -> str:
 def plain_value(value: Any) -> Any:
     """Return a value that JSON does not have: bytes as base64, a cell of Arrow's, anything else as text."""
     if isinstance(value, Cell):
-        return value.plain()
+        value = value.plain()
+        if not isinstance(value, bytes):
+            return value
     return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
@@ -164,7 +169,7 @@ def _check(record: Record, mine: Mapping[str, Result]) -> None:
             raise InvalidInput(
                 record.origin,
                 f"has the key {record.key!r}, but the result in this place has {row.key!r}",
-                "the file has changed since its submission; `argosy results` writes the results alone",
+                CHANGED,
             )
 
 

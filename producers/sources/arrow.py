@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from producers.sources.cells import Cell
 from producers.sources.file_reading import Meter, Raw, Reading, repeated
-from producers.sources.places import Place
+from producers.sources.places import Place, told
 from producers.wire.errors import ConfigurationError, InvalidInput
 
 try:
@@ -55,14 +55,17 @@ def _check_names(reading: Reading, names: list[str]) -> None:
 
 
 def common_schema(places: Iterable[tuple[Place, str]]) -> Any:
-    """Return a schema that fits the rows of all these files, each given with its format. Raises InvalidInput."""
+    """Return a schema that fits the rows of all these files, each given with its format. Raises InvalidInput.
+
+    All its columns may be null, as they are in a row that cannot be read.
+    """
     common: Any = None
     for place, format_ in places:
         with place.open() as file:
             reading = Reading(place.name, file, Meter(), lambda names: None)
             with _translated(reading):
                 schema = (pq.read_schema(file) if format_ == "parquet" else _opened(reading).schema).remove_metadata()
-        schema = pa.schema([field.with_type(_stored(field.type)) for field in schema])
+        schema = pa.schema([field.with_type(_stored(field.type)).with_nullable(True) for field in schema])
         common = schema if common is None else _unified(common, schema, place.name)
     return common
 
@@ -195,7 +198,7 @@ def _translated(reading: Reading, after: int = 0) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         behind = f" after row {after:,}" if after else ""
-        what = " ".join(str(error).split())
+        what = " ".join(told(error).split())
         unknown = isinstance(error, pa.ArrowNotImplementedError)
         remedy = "cast or leave out the column of that type" if unknown else "check that the file is complete"
-        raise InvalidInput(reading.name, f"cannot be read{behind}: {what}", remedy) from error
+        raise InvalidInput(reading.name, f"cannot be read{behind}: {what}", remedy) from None

@@ -41,6 +41,15 @@ def input_of(value: Any, origin: str) -> Any:
         raise InvalidInput(origin, problem, "cast the column to text or numbers") from error
 
 
+def id_of(value: Any) -> Any:
+    """Return an id without cells, and as text if it is bytes of UTF-8. Other bytes stay bytes."""
+    plain = value.plain() if isinstance(value, Cell) else value
+    if isinstance(plain, bytes):
+        with suppress(UnicodeDecodeError):
+            return plain.decode()
+    return plain
+
+
 def _plain(scalar: Any) -> Any:
     with suppress(Exception):  # Arrow's types have errors of their own
         return scalar.as_py()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from producers.sources.cells import id_of
 from producers.sources.file_reading import Raw
 from producers.sources.media import PATH
 from producers.sources.unique import Unique
@@ -100,7 +101,7 @@ class Windows:
                     if window is not None:
                         window.problem = window.problem or bad
                     continue
-                id_ = None if self.id_column is None else str(row[self.id_column])
+                id_ = None if self.id_column is None else str(id_of(row[self.id_column]))
                 if window is None or id_ != window.id:
                     if window is not None:
                         yield self._done(window)
@@ -120,8 +121,11 @@ class Windows:
         """Return the error of a row that is no step of a window."""
         if isinstance(row, InvalidInput):
             return row
-        if self.id_column is not None and row.get(self.id_column) in (None, ""):
+        id_ = None if self.id_column is None else id_of(row.get(self.id_column))
+        if self.id_column is not None and id_ in (None, ""):
             problem, remedy = f"has no {self.id_column}", "each row needs the id of its window"
+        elif isinstance(id_, bytes):
+            problem, remedy = f"has bytes that are not UTF-8 as its {self.id_column}", "cast the column to text"
         elif not is_step(row, self.channels):
             problem, remedy = (
                 "is no step of a series",

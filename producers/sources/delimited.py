@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import TypeAlias
 
 from producers.sources.file_reading import Raw, Reading, repeated
@@ -93,6 +93,7 @@ class _Lines:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._lines: Iterator[tuple[int, bytes | InvalidInput]] = physical_lines(reading)
+        self._waiting: deque[tuple[int, bytes | InvalidInput]] = deque()
         csv.field_size_limit(max(csv.field_size_limit(), reading.line_bytes))
         self.begin()
 
@@ -105,7 +106,7 @@ class _Lines:
 
         Raises InvalidInput if it cannot be read.
         """
-        for line in self._lines:
+        while (line := self._taken()) is not None:
             text = line[1] if isinstance(line[1], InvalidInput) else decoded(line[1], line[0], self._reading)
             if isinstance(text, InvalidInput):
                 problem = f"no header can be read: it {text.problem}"
@@ -119,13 +120,19 @@ class _Lines:
         return self._reading.wrong(self.first, problem, remedy)
 
     def put_back(self, lines: Sequence[tuple[int, bytes | InvalidInput]]) -> None:
-        self._lines = chain(lines, self._lines)
+        self._waiting.extendleft(reversed(lines))
+
+    def _taken(self) -> tuple[int, bytes | InvalidInput] | None:
+        return self._waiting.popleft() if self._waiting else next(self._lines, None)
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        number, raw = next(self._lines)
+        line = self._taken()
+        if line is None:
+            raise StopIteration
+        number, raw = line
         self.first, self.last = self.first or number, number
         if isinstance(raw, InvalidInput):
             raise raw
@@ -150,8 +157,8 @@ class _Lines:
         """Take lines within the bounds of reading ahead; the caller puts them back."""
         size = 0
         for _ in range(_AHEAD_LINES):
-            line = next(self._lines, None)
-            if line is None or size > _AHEAD_CHARACTERS:
+            line = self._taken() if size <= _AHEAD_CHARACTERS else None
+            if line is None:
                 break
             size += len(line[1]) if isinstance(line[1], bytes) else 0
             yield line

@@ -17,20 +17,23 @@ import msgspec
 
 from producers.sources.delimited import comma_separated, tab_separated
 from producers.sources.file_reading import Raw, Reader, Reading, repeated
-from producers.sources.lines import lines
+from producers.sources.lines import decoded, lines
 from producers.wire.errors import InputTooLarge, InvalidInput
 
 #: The largest JSON list, in bytes: it is read as a whole.
 _LIST_BYTES = 256 * 1024 * 1024
 
 #: The bytes that may come before a JSON list, and the number of bytes that tell a list from lines.
-_BLANKS, _BEGINNING = b"\xef\xbb\xbf \t\r\n", 4096
+_BLANKS, _BEGINNING = "\ufeff \t\r\n", 4096
 
 _NOT_JSON = "is not JSON: "
 _NEITHER = ("is neither a JSON list nor JSON Lines", "write each item as an element or as a line, e.g. by jq -c .")
 
 #: The numbers that Python's own writers put into JSON.
 _NO_JSON = re.compile(r"-?\bInfinity\b|\bNaN\b")
+
+#: The end of a name in an object. A text may hold it, too.
+_NAME_END = re.compile(r'"\s*:')
 
 #: Name of the only column of a source without columns.
 INPUT = "input"
@@ -70,10 +73,9 @@ def json(reading: Reading) -> Iterator[Raw]:
 
 def _is_list(beginning: bytes) -> bool:
     """Return whether a file that begins so is a JSON list, and not lines of which the first is one."""
-    beginning = beginning.lstrip(_BLANKS)
-    line, _, more = beginning.partition(b"\n")
-    if not beginning.startswith(b"[") or not more.strip():
-        return beginning.startswith(b"[")
+    line, _, more = beginning.decode("utf-8", "replace").lstrip(_BLANKS).partition("\n")
+    if not line.startswith("[") or not more.strip():
+        return line.startswith("[")
     try:
         msgspec.json.decode(line)
     except (msgspec.DecodeError, RecursionError):
@@ -87,7 +89,10 @@ def _json_list(reading: Reading) -> Iterator[Raw]:
         problem = f"is a JSON list of over {_LIST_BYTES:,} bytes"
         raise InputTooLarge(reading.name, problem, "convert it to JSON Lines: jq -c '.[]'")
     reading.meter.done = len(whole)
-    value = _value(whole.lstrip(_BLANKS), 1, reading, "check that the list is complete")
+    text = decoded(whole, 1, reading)
+    if isinstance(text, InvalidInput):
+        raise text
+    value = _value(text.lstrip(_BLANKS), 1, reading, "check that the list is complete")
     if isinstance(value, InvalidInput):
         raise value
     for number, element in enumerate(value, 1):
@@ -103,7 +108,7 @@ def _json_lines(each: Iterable[tuple[int, str | InvalidInput]], reading: Reading
             yield number, value if isinstance(value, InvalidInput) else _columns(value, number, reading)
 
 
-def _value(text: str | bytes, number: int, reading: Reading, remedy: str = "each line must be one JSON value") -> Any:
+def _value(text: str, number: int, reading: Reading, remedy: str = "each line must be one JSON value") -> Any:
     """Return the value of a JSON text, or its error."""
     try:
         value = msgspec.json.decode(text)
@@ -112,11 +117,11 @@ def _value(text: str | bytes, number: int, reading: Reading, remedy: str = "each
     except msgspec.DecodeError as error:
         if _half_pair(text):
             return reading.wrong(number, "has half of a surrogate pair (like \\ud83d)", "write the whole character")
-        found = _NO_JSON.search(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        found = _NO_JSON.search(text)
         if found:
             return reading.wrong(number, f"has {found[0]}, which is not JSON", "write null, or leave the field out")
         return reading.wrong(number, f"{_NOT_JSON}{error}", remedy)
-    name = _repeated_name(text if isinstance(text, str) else text.decode(), value)
+    name = _repeated_name(text, value)
     if name is None:
         return value
     return reading.wrong(number, f"has an object with the field {name!r} twice", "give each field its own name")
@@ -124,9 +129,6 @@ def _value(text: str | bytes, number: int, reading: Reading, remedy: str = "each
 
 def _repeated_name(text: str, value: Any) -> str | None:
     """Return a name that an object has twice: a reader of JSON takes the last of these fields alone."""
-    names = text.count('":') + text.count('" :')
-    if isinstance(value, dict) and names == len(value):
-        return None
     found: list[str] = []
 
     def check(pairs: list[tuple[str, Any]]) -> None:
@@ -135,13 +137,9 @@ def _repeated_name(text: str, value: Any) -> str | None:
             found.append(name)
 
     with suppress(ValueError, RecursionError):
-        if names != _names(value) and (isinstance(value, list) or _is_there_twice(text, value)):
+        if sum(1 for _ in _NAME_END.finditer(text)) != _names(value):
             python_json.loads(text, object_pairs_hook=check)
     return found[0] if found else None
-
-
-def _is_there_twice(text: str, names: Iterable[str]) -> bool:
-    return any(text.count(f'"{name}"') > 1 for name in names)
 
 
 def _names(value: Any) -> int:
@@ -151,7 +149,7 @@ def _names(value: Any) -> int:
     return sum(map(_names, value)) if isinstance(value, list) and value and isinstance(value[0], dict | list) else 0
 
 
-def _half_pair(text: str | bytes) -> bool:
+def _half_pair(text: str) -> bool:
     """Return whether a JSON text is refused only because of an escape that is no character."""
     try:
         whole = python_json.dumps(python_json.loads(text), ensure_ascii=False)

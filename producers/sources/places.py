@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import os
@@ -12,10 +13,11 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from producers.sources.detection import suffix_of, unpacked
 from producers.wire.errors import InvalidInput
@@ -109,20 +111,61 @@ class RemoteFile:
         return suffix_of(without_query(self.path))
 
     def open(self) -> BinaryIO:
-        opened = io.BufferedReader(self.fs.open(self.path, "rb"), BUFFER_BYTES)
-        return unpacked(opened, without_query(self.path))
+        with _as_os_errors(self.name):
+            opened = _RemoteBytes(self.fs.open(self.path, "rb"), self.name)
+        return unpacked(io.BufferedReader(opened, BUFFER_BYTES), without_query(self.path))
 
     def size(self) -> int:
-        return int(self.fs.size(self.path) or 0)
+        with _as_os_errors(self.name):
+            return int(self.fs.size(self.path) or 0)
 
     def stamp(self) -> str:
-        return f"{self.name} {self.size()} {self.fs.checksum(self.path)}"
+        with _as_os_errors(self.name):
+            return f"{self.name} {self.size()} {self.fs.checksum(self.path)}"
 
     def beside(self, path: str) -> Place:
         if "://" in path:
             return _remote_file(path)
         folder = self.path.rpartition("/")[0]
         return RemoteFile(self.fs, f"{folder}/{path}", path)
+
+
+@contextmanager
+def _as_os_errors(name: str) -> Iterator[None]:
+    """Turn errors of a file system, which has classes of its own, into OSErrors without the secrets of its URLs."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - as above
+        raise OSError(errno.EIO, told(error), name) from None
+
+
+class _RemoteBytes(io.RawIOBase):
+    """A file of fsspec, whose errors are OSErrors."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._name = file, name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        with _as_os_errors(self._name):
+            return int(self._file.readinto(buffer))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _as_os_errors(self._name):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        with _as_os_errors(self._name):
+            return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -187,7 +230,11 @@ def _without_secrets(url: str) -> str:
 
 def told(error: Exception) -> str:
     """Return an error's message without the secrets of its URLs."""
-    message = getattr(error, "strerror", None) or str(error)
+    return without_secrets(getattr(error, "strerror", None) or str(error))
+
+
+def without_secrets(message: str) -> str:
+    """Return a message without the secrets of its URLs."""
     return _URL.sub(lambda found: without_query(found[0]), message)
 
 
@@ -218,7 +265,12 @@ class Folder:
                 left_out[file.suffix or "no suffix"] += 1
 
     def _elsewhere(self, fs: AbstractFileSystem) -> Iterator[Place]:
-        for path in sorted(fs.find(self.path)):
+        try:
+            paths = sorted(fs.find(self.path))
+        except Exception as error:  # each file system has errors of its own
+            problem = f"cannot be listed: {told(error)}"
+            raise InvalidInput(self.name, problem, "check the URL and the credentials") from error
+        for path in paths:
             name = path.removeprefix(self.path).lstrip("/")
             if not any(map(_is_hidden, name.split("/"))):
                 yield RemoteFile(fs, path, name)
@@ -288,6 +340,32 @@ def find(where: str, left_out: Counter[str]) -> list[Place | Folder]:
     if not places:
         raise InvalidInput(where, "matches no file", "check the pattern, and quote it")
     return places
+
+
+def would_match(where: str, name: str) -> bool:
+    """Return whether a path, a pattern or a URL finds a file, or the file at a URL, once it is there."""
+    if "://" in name:
+        return "://" in where and _would_match_elsewhere(where, name)
+    folder, last = os.path.split(where.removeprefix("file://"))
+    if last == "**":
+        folder, last = str(Path(folder, last)), "*"
+    path = Path(name)
+    is_hidden = path.name.startswith(".") and not last.startswith(".")
+    if is_hidden or not fnmatchcase(path.name, last) or not path.parent.is_dir():
+        return False
+    whole = Path(glob.escape(str(Path.cwd())), folder)  # else ** would leave the current folder out
+    found = map(Path, glob.glob(str(whole), recursive=True))  # noqa: PTH207
+    return any(one.is_dir() and one.samefile(path.parent) for one in found)
+
+
+def _would_match_elsewhere(where: str, name: str) -> bool:
+    _, pattern, scheme = filesystem(where)
+    if scheme in ("http", "https") or name.partition("://")[0] != scheme:
+        return False
+    from fsspec.core import strip_protocol
+    from fsspec.utils import glob_translate
+
+    return re.fullmatch(glob_translate(pattern), strip_protocol(name)) is not None
 
 
 def _matches(pattern: str, left_out: Counter[str]) -> Iterator[Place | Folder]:

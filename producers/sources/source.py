@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from producers.sources.cells import input_of
+from producers.sources.cells import id_of, input_of
 from producers.sources.columns import Chooser
 from producers.sources.declared_columns import Windows, columns_of, is_step, typed_row
 from producers.sources.detection import BROKEN, HEAD_BYTES, format_by, is_table, is_unpacked
@@ -33,6 +33,7 @@ from producers.sources.places import (
     path_of,
     told,
     without_query,
+    would_match,
 )
 from producers.sources.unique import Unique
 from producers.wire.catalogue import Limits
@@ -41,6 +42,9 @@ from producers.wire.outside.allowed_places import AllowedPlaces, is_below
 
 #: A separator in the name of a table's only column: the table may have more.
 _SEPARATOR = re.compile(r"[,;|\t:~^\x01\x1f]")
+
+#: The types of cells that are no ids.
+_NO_IDS = (dict, list, bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,25 +168,30 @@ class Source:
         return digest.hexdigest()
 
     def reads(self, name: str) -> bool:
-        """Return whether a local file, or the file at a URL, belongs to this source.
+        """Return whether a local file, or the file at a URL, belongs to this source or would, once it is there.
 
         Raises InvalidInput, as `records`, without a file.
         """
         places, path = list(self._places()), Path(name)
         files = [place.path for place in places if isinstance(place, LocalFile)]
-        return any(place.name == name for place in places) or (path.exists() and any(map(path.samefile, files)))
+        if any(place.name == name for place in places) or (path.exists() and any(map(path.samefile, files))):
+            return True
+        return any(would_match(where, name) for where in self._names())
 
     def arrow_schema(self, *, check: bool = False) -> Any:
-        """Return the Arrow schema of the files if all are Parquet or Arrow, else None. Raises InvalidInput.
+        """Return the Arrow schema of the files if all are Parquet or Arrow tables, else None. Raises InvalidInput.
 
         None also for series, whose records may be windows of several rows. With `check`, also raises InvalidInput if a
         value of a file does not fit the schema.
         """
         if self.modality == "series":
             return None
-        places = [place for place in self._places() if not isinstance(place, Folder)]
+        found = self._places()
+        places = [place for place in found if not isinstance(place, Folder)]
+        if not places or len(places) < len(found) or any(map(self._is_item, places)):
+            return None
         formats = [self._format_of(place) for place in places]
-        if not places or len(places) < len(self._places()) or not set(formats) <= {"parquet", "arrow"}:
+        if not set(formats) <= {"parquet", "arrow"}:
             return None
         from producers.sources import arrow
 
@@ -197,7 +206,7 @@ class Source:
         """Raise InvalidInput now if one of several files could not be read later, when rows have been submitted."""
         places = self._places()
         for place in places if len(places) > 1 else ():
-            if isinstance(place, LocalFile) and (self.format is not None or not self._is_media(place)):
+            if isinstance(place, LocalFile) and not self._is_item(place):
                 with _opened(place) as file:
                     _, reading, read = self._reading(place, file, Meter())
                     rows = read(reading)
@@ -251,7 +260,7 @@ class Source:
             for file in self._media_in(place, self.left_out):
                 meter.done += 1
                 yield _of_file(file)
-        elif self.format is None and self._is_media(place):
+        elif self._is_item(place):
             yield replace(_of_file(place), key=Path(place.name).name)
         else:
             yield from self._table(place, meter, many=many)
@@ -265,10 +274,10 @@ class Source:
                 raise outside(self.allowed, file.name)  # a web server's list of files may name any
             yield file
 
-    def _is_media(self, place: Place) -> bool:
+    def _is_item(self, place: Place) -> bool:
         """Return whether a file is an input of a task for media, not a table of inputs."""
         suffixes = MEDIA_SUFFIXES.get(self.modality)
-        if suffixes is None or isinstance(place, Pipe):
+        if suffixes is None or self.format is not None or isinstance(place, Pipe):
             return False
         if place.suffix in suffixes:
             return True
@@ -298,12 +307,12 @@ class Source:
                 except InvalidInput as error:
                     yield Record(place, origin, row, error=error)
                     continue
-                named = None if choice.key is None else row[choice.key]
-                if isinstance(named, dict | list):
-                    named = None if self.key_column is None else ""  # which is no id
-                if self.key_column is not None and named in (None, ""):
-                    yield Record(place, origin, row, error=_no_id(self.key_column, row, origin))
+                named = None if choice.key is None else id_of(row[choice.key])
+                if self.key_column is not None and (named in (None, "") or isinstance(named, _NO_IDS)):
+                    yield Record(place, origin, row, error=_no_id(self.key_column, named, origin))
                     continue
+                if isinstance(named, _NO_IDS):
+                    named = None
                 key = str(named) if named is not None else origin if many else str(number)
                 yield Record(place, origin, row, key, value)
 
@@ -365,9 +374,9 @@ def _check_header(header: str, name: str) -> None:
         raise InvalidInput(f"{name}:1", f"has a single column, {header[:60]!r}, which looks like a comment", remedy)
 
 
-def _no_id(column: str, row: Mapping[str, Any], origin: str) -> InvalidInput:
-    nested = isinstance(row[column], dict | list)
-    problem = f"has {'an object or a list' if nested else 'no id'} in the column {column!r}"
+def _no_id(column: str, named: Any, origin: str) -> InvalidInput:
+    found = "bytes that are not UTF-8" if isinstance(named, bytes) else "an object or a list" if named else "no id"
+    problem = f"has {found} in the column {column!r}"
     return InvalidInput(origin, problem, "give each row an id, or leave --id-column out")
 
 

@@ -205,9 +205,9 @@ class CommandLine(click.Group):
         except (click.Abort, KeyboardInterrupt):
             sys.exit(STOPPED)
         except ArgosyError as error:
-            _fail("; ".join([str(error), *getattr(error, "__notes__", ())]), FAILED)
+            _fail(_with_notes(str(error), error), FAILED)
         except (OSError, UnicodeEncodeError) as error:
-            _fail(_about(error), FAILED)
+            _fail(_with_notes(_about(error), error), FAILED)
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -254,6 +254,10 @@ def _added_commands() -> tuple[dict[str, click.Command], str]:
             continue
         added.update({command.name: command for command in commands if command.name})
     return added, missing
+
+
+def _with_notes(message: str, error: Exception) -> str:
+    return "; ".join([message, *getattr(error, "__notes__", ())])
 
 
 def _about(error: OSError | UnicodeEncodeError) -> str:

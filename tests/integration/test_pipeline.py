@@ -27,8 +27,10 @@ from sqlalchemy import update
 from producers.client.sending import intake
 from producers.commands.main import main
 from producers.commands.output_file import OUTPUT
+from producers.joining import joined_files
 from producers.wire import packing
 from producers.wire.errors import ConfigurationError
+from producers.wire.messages import Envelope
 from results_store.sql.database import Weight
 from results_store.sql.schema import jobs
 from results_store.store import Store
@@ -145,6 +147,8 @@ def test_rows_and_results_go_to_a_url(tmp_path: Path, stand_in: StandIn) -> None
         assert (refused.exit_code, problem in refused.output) == (1, True), refused.output
     same = argosy("submit", "memory://out/rated.csv", "-t", "topic", "--output", "memory://out/rated.csv")
     assert "would be overwritten" in same.output
+    matched = argosy("submit", "memory://out/*.csv", "-t", "topic", "--output", "memory://out/new.csv")
+    assert "memory://out/new.csv is one of the sources, or their pattern matches it" in matched.output
     fs.rm("/out", recursive=True)
 
 
@@ -252,6 +256,43 @@ def test_a_source_that_changed_meanwhile_is_not_joined(tmp_path: Path, stand_in:
     )
     assert "the results are safe: `argosy results " in result.stderr
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_source_without_ids_that_changed_meanwhile_is_not_joined(
+    tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line in front would move each result to another row."""
+    path = tmp_path / "a.txt"
+    path.write_text("good\nbad\n")
+
+    commit = stand_in.commit
+
+    def changed(envelope: Envelope) -> None:
+        path.write_text("new\ngood\nbad\n")
+        commit(envelope)
+
+    monkeypatch.setattr(stand_in, "commit", changed)
+    with working(stand_in, 2):
+        result = argosy("submit", path, "-t", "topic", "--output", tmp_path / "out.csv")
+    job = result.stdout.strip()
+    assert result.exit_code == 1
+    assert "a.txt: differs in a name, a size or a time; the file has changed since its submission" in result.stderr
+    assert f"the results are safe: `argosy results {job}`" in result.stderr
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_results_are_safe_whatever_keeps_the_rows_from_their_file(
+    tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("good\n")
+    monkeypatch.setattr(joined_files, "write_lines", Mock(side_effect=OSError(28, "No space left on device", "out")))
+    with working(stand_in, 1):
+        result = argosy("submit", tmp_path / "a.txt", "-t", "topic", "--output", tmp_path / "out.jsonl")
+    job = result.stdout.strip()
+    assert (
+        f"No space left on device; check the path and its permissions; the results are safe: `argosy results {job}`"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import fsspec
 import msgspec
@@ -266,6 +267,19 @@ def test_a_run_is_submitted_once_and_its_job_is_named(client: Client, store: Sto
     submit_due(client, ANYWHERE)
     assert len(store.jobs()) == 1
     assert not store.schedules.due(HERE)
+
+
+def test_the_secret_of_a_url_in_an_error_is_not_kept(
+    client: Client, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("403, url='https://h/a.csv?sig=SECRET'")
+    monkeypatch.setattr(due_runs, "submit_run", Mock(side_effect=error))
+    add(store, tmp_path / "rows.txt")
+    run = take(store, 1.0)
+    assert run is not None
+    submit_taken(client, run, ANYWHERE)
+    (ended,) = store.schedules.runs("s")
+    assert ended.error == "RuntimeError: 403, url='https://h/a.csv'"
 
 
 def test_an_attempt_that_breaks_off_is_continued_by_another_node(client: Client, store: Store, tmp_path: Path) -> None:

@@ -87,6 +87,15 @@ def test_rows_of_sensor_values_become_windows(tmp_path: Path) -> None:
     ]
 
 
+def test_the_id_of_a_window_may_be_bytes_of_a_text(tmp_path: Path) -> None:
+    for ids, keys in (([b"a", b"a", b"b"], ["a", "b"]), ([b"a", b"a", b"\xff"], [None])):
+        table = pa.table({"window": pa.array(ids, pa.binary(1)), "x": [1.0, 3.0, 5.0], "y": [2.0, 4.0, 6.0]})
+        pq.write_table(table, tmp_path / "a.parquet")
+        found = pairs(list(Source(tmp_path / "a.parquet", "series", declared=MOTION, key_column="window").rows()))
+        assert [key for key, _ in found] == keys
+    assert "a.parquet:3: has bytes that are not UTF-8 as its window; cast the column to text" in str(found[0][1])
+
+
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [

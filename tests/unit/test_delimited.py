@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from pyarrow.csv import WriteOptions, write_csv
 
 from producers.sources import Source
+from producers.sources.delimited import tab_separated
+from producers.sources.file_reading import Meter, Reading
 from producers.wire.errors import InvalidInput
 from tests.unit.test_sources import pairs, read
 
@@ -173,3 +175,17 @@ def test_a_part_without_a_header_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.csv").touch()
     found = pairs(list(Source([tmp_path / "a.csv", tmp_path / "b.csv"], "text").rows()))
     assert "b.csv:1: has no header" in str(found[1][1])
+
+
+def test_any_number_of_rows_may_put_lines_back() -> None:
+    """Put back one around another, so many would overflow the stack."""
+    count = 120_000
+    file = io.BytesIO(b"id\ttext\n" + b'1\t"Stop," she said\n' * count)
+    rows = tab_separated(Reading("a.tsv", file, Meter(), lambda names: None))
+    assert sum(row == {"id": "1", "text": '"Stop," she said'} for _, row in rows) == count
+
+
+def test_no_row_is_lost_where_reading_ahead_ends(tmp_path: Path) -> None:
+    rows = [("0", '"never closed'), *((str(n), "x" * 300_000) for n in range(1, 8))]
+    table = "id\ttext\n" + "".join(f"{id_}\t{text}\n" for id_, text in rows)
+    assert pairs(read(tmp_path / "a.tsv", table)) == rows

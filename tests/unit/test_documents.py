@@ -71,6 +71,20 @@ def test_a_passage_is_where_it_says_and_nothing_is_left_out(text: str, pieces: i
 # --- files ---
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("null", "is null, a missing text"), ('["a"]', "must be text, not list"), ('" "', "is empty")],
+)
+def test_a_row_without_a_text_is_no_document(tmp_path: Path, text: str, problem: str) -> None:
+    """An index of the word None would answer with it."""
+    table = tmp_path / "faq.jsonl"
+    table.write_text(f'{{"id": "q1", "text": "{"word " * 30_000}"}}\n{{"id": "q2", "text": {text}}}\n')
+    documents = read_documents([table])
+    assert next(documents).name == "q1"
+    with pytest.raises(InvalidInput, match=rf"faq\.jsonl:2: {problem}"):
+        next(documents)
+
+
 def test_documents_are_files_folders_and_rows(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "b.md").write_text("Second.", encoding="utf-8")

@@ -119,6 +119,12 @@ def test_a_device_is_not_read() -> None:
         ),
         ("a.json", '[{"text": "one"},', "is not JSON: Input data was truncated; check that the list is complete"),
         ("a.json", '[{"text": "one", "text": "two"}]', "has an object with the field 'text' twice"),
+        (
+            "a.json",
+            b'[{"text": "caf\xe9"}]',
+            "a.json:1: is not UTF-8 (byte 0xe9 at place 15); convert the file, e.g. iconv",
+        ),
+        ("a.jsonl", b'["caf\xe9",\n"two"]', "a.jsonl:1: is not UTF-8 (byte 0xe9 at place 6); convert the file"),
     ],
 )
 def test_neighbours_that_are_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
@@ -141,6 +147,7 @@ def test_neighbours_that_are_refused(tmp_path: Path, name: str, content: str | b
         ("a.jsonl", '[{"text": "one"}]\n', [("1", "one")]),
         ("a.json", " " * 100 + '["one"]', [("1", "one")]),
         ("a.jsonl", '{"id": {"$oid": "5f"}, "text": "one"}\n', [("1", "one")]),
+        ("a.jsonl", '{"text": "\\"x\\": 1, \\"x\\": 2", "x": ": x"}\n', [("1", '"x": 1, "x": 2')]),
         (
             "a.txt",
             "{braces}\n[Music]\ntext, or content\n",
@@ -160,6 +167,15 @@ def test_neighbours_that_are_read(tmp_path: Path, name: str, content: str, expec
         ("a.csv", "id,text\n1,a\n5,x\r6,y\n2,b\n", "a.csv:3: has a line end of CR alone, and may be several rows"),
         ("a.tsv", 'text\na\n"one\ntwo"\nb\n', "a.tsv:3: may be one quoted cell up to line 4, or a row per line"),
         ("a.jsonl", '{"text": "a"}\n{"text": "x", "text": "y"}\n"b"', "a.jsonl:2: has an object with the field 'text'"),
+        *(
+            ("a.jsonl", f'{{"text": "a"}}\n{line}\n"b"', "a.jsonl:2: has an object with the field 'x' twice")
+            for line in (
+                '{"text": "t", "m": {"x": 1, "x": 2}}',
+                '{"text": "t", "m": [{"x": 1, "x": 2}]}',
+                '{"text"  : "t", "m": {"x": 1, "x": 2}}',
+                '{"text": "t", "x": 1, "\\u0078": 2}',
+            )
+        ),
         ("a.jsonl", '{"text": "a"}\n{"error": "timeout"}\n"b"', "a.jsonl:2: does not say which column is the input"),
         ("a.jsonl", '{"text": "a"}\n{"id": "x"}\n"b"', "a.jsonl:2: does not say which column is the input"),
         ("a.jsonl", '{"text": "a"}\n["x"]\n"b"', "a.jsonl:2: is list; each line must be an object or a string"),
@@ -169,6 +185,12 @@ def test_neighbours_that_cost_a_row(tmp_path: Path, name: str, content: str, err
     (_, first), (_, bad), (_, last) = pairs(read(tmp_path / name, content))
     assert (first, last) == ("a", "b")
     assert str(bad).removeprefix(f"{tmp_path}/").startswith(error)
+
+
+def test_a_line_that_is_a_list_and_no_utf_8_costs_itself(tmp_path: Path) -> None:
+    (_, bad), last = pairs(read(tmp_path / "a.jsonl", b'["caf\xe9"]\n{"text": "b"}\n'))
+    assert "a.jsonl:1: is not UTF-8 (byte 0xe9 at place 6)" in str(bad)
+    assert last == ("2", "b")
 
 
 def test_a_row_without_the_id_that_was_asked_for_costs_itself(tmp_path: Path) -> None:
@@ -181,6 +203,16 @@ def test_a_row_without_the_id_that_was_asked_for_costs_itself(tmp_path: Path) ->
 def test_an_object_is_no_id(tmp_path: Path) -> None:
     ((_, error),) = pairs(read(tmp_path / "a.jsonl", '{"_id": {"$oid": "5f"}, "text": "one"}\n', key_column="_id"))
     assert "a.jsonl:1: has an object or a list in the column '_id'; give each row an id" in str(error)
+
+
+@pytest.mark.parametrize("type_", [pa.binary(), pa.binary(3), pa.large_binary()])
+def test_bytes_are_an_id_if_they_are_a_text(tmp_path: Path, type_: Any) -> None:
+    ids = pa.array([b"A17", b"\xff17"], type_)
+    pq.write_table(pa.table({"id": ids, "text": ["one", "two"]}), tmp_path / "a.parquet")
+    assert items(tmp_path / "a.parquet") == [("A17", "one"), ("2", "two")]
+    first, (_, error) = items(tmp_path / "a.parquet", key_column="id")
+    assert first == ("A17", "one")
+    assert "a.parquet:2: has bytes that are not UTF-8 in the column 'id'; give each row an id" in str(error)
 
 
 @pytest.mark.parametrize("content", ['{"text": "one"}\n', "id,text\n1,one\n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,29 @@ def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
         joined(tmp_path, [{"id": "a", "text": "one"}], [result(0, "a"), result(1, "b")])
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_rows_without_ids_that_have_changed_are_not_joined(tmp_path: Path, suffix: str, when: str) -> None:
+    """Their line numbers are those of other rows."""
+    path, out = tmp_path / "in.jsonl", tmp_path / f"out.{suffix}"
+    path.write_text('"one"\n"two"\n')
+    source, results = Source(path, "text"), [result(0, "1"), result(1, "2")]
+    fingerprint = source.fingerprint()
+    assert write_joined(source, REQUEST, results, out, fingerprint=fingerprint) == 2
+    out.unlink()
+
+    def stored() -> Iterator[Result]:
+        for row in results:
+            yield row
+            path.write_text('"zero"\n"one"\n"two"\n')
+
+    if when == "before":
+        path.write_text('"zero"\n"one"\n"two"\n')
+    with pytest.raises(InvalidInput, match=r"in\.jsonl: differs in .*; the file has changed since its submission"):
+        write_joined(source, REQUEST, stored(), out, fingerprint=fingerprint)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 UNCHANGED = {
     "nanoseconds": pa.array([1], pa.timestamp("ns")),
     "time": pa.array([5], pa.time64("ns")),
@@ -115,6 +139,21 @@ def test_a_column_that_is_not_read_comes_back(tmp_path: Path, name: str, suffix:
     assert write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], out) == 1
     if suffix == "parquet":
         assert pq.read_table(out)["other"].equals(pq.read_table(tmp_path / "in.parquet")["other"])
+
+
+@pytest.mark.parametrize("type_", [pa.binary(), pa.binary(2)])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_bytes_are_base64_where_there_is_text_alone(tmp_path: Path, type_: Any, suffix: str) -> None:
+    table = pa.table(
+        {"text": ["a"], "other": pa.array([b"\xff\0"], type_), "list": pa.array([[b"ab"]], pa.list_(type_))}
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    out = tmp_path / f"out.{suffix}"
+    write_joined(Source(tmp_path / "in.parquet", "text"), REQUEST, [result(0, "1")], out)
+    with out.open(newline="") as file:
+        (row,) = csv.DictReader(file) if suffix == "csv" else map(json.loads, file)
+    assert row["other"] == "/wA="
+    assert row["list"] == ('["YWI="]' if suffix == "csv" else ["YWI="])
 
 
 @pytest.mark.parametrize(
@@ -181,6 +220,34 @@ def test_the_categories_of_polars_come_back_as_texts(tmp_path: Path) -> None:
     source = Source(tmp_path / "in.arrow", "text")
     assert write_joined(source, REQUEST, [result(0, "1")], tmp_path / "out.parquet") == 1
     assert pq.read_table(tmp_path / "out.parquet")["other"].to_pylist() == ["x"]
+
+
+def test_a_row_that_cannot_be_read_has_no_values_in_columns_that_always_have_some(tmp_path: Path) -> None:
+    texts = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffa"))
+    schema = pa.schema([pa.field(name, type_, nullable=False) for name, type_ in (("text", "string"), ("n", "int64"))])
+    pq.write_table(pa.Table.from_arrays([texts, pa.array([1, 2])], schema=schema), tmp_path / "in.parquet")
+    source, out = Source(tmp_path / "in.parquet", "text"), tmp_path / "out.parquet"
+    check_columns(source, out)
+    assert write_joined(source, REQUEST, [result(1, "2")], out) == 2
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["text"], row["n"], row["topic"]) for row in rows] == [(None, None, None), ("a", 2, '"2"')]
+    assert "is not UTF-8 in the column 'text'" in rows[0]["error"]
+
+
+@pytest.mark.parametrize("where", ["*.png", "?.*"])
+def test_pictures_that_are_named_have_a_table_of_results(tmp_path: Path, where: str) -> None:
+    """A pattern's pictures are a column of paths, as a folder's are, also beside a table."""
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG")
+    pq.write_table(pa.table({"image": ["a.png"], "n": [1]}), tmp_path / "c.parquet")
+    source, out = Source(f"{tmp_path}/{where}", "image"), tmp_path / "out.parquet"
+    check_columns(source, out)
+    write_joined(source, REQUEST, [result(0, "a.png"), result(1, "b.png")], out)
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["path"], row["topic"]) for row in rows][:2] == [
+        (f"{tmp_path}/a.png", '"A.PNG"'),
+        (f"{tmp_path}/b.png", '"B.PNG"'),
+    ]
 
 
 def test_a_type_that_parquet_does_not_have_is_said_before_the_job(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.csv import write_csv
 
 from producers.client.request import NewItem, Request
 from producers.commands import submit as submit_module
@@ -69,6 +70,36 @@ def test_a_file_whose_name_is_no_utf_8_is_read(tmp_path: Path) -> None:
     (row,) = Source(tmp_path, "image", send_paths=True).rows()
     with pytest.raises(InvalidInput, match="cannot be sent"):
         Request.check(Catalogue.builtin(), "image-classification", priority="bulk").item(0, row, field="input")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "expected"),
+    [
+        ("data/*.jsonl", "data/errors.jsonl", True),
+        ("{here}/data/*.jsonl", "data/errors.jsonl", True),
+        ("file://{here}/data/*.jsonl", "data/errors.jsonl", True),
+        ("data/*.jsonl", "{here}/link/errors.jsonl", True),
+        ("d*/a.jsonl", "data/a.jsonl", True),
+        ("**/*.jsonl", "data/deep/errors.jsonl", True),
+        ("**/*.jsonl", "errors.jsonl", True),
+        ("data/**", "data/deep/errors.csv", True),
+        ("data/[ab].jsonl", "data/c.jsonl", False),
+        ("data/*.jsonl", "data/deep/errors.jsonl", False),
+        ("data/*.jsonl", "data/.errors.jsonl", False),
+        ("data/*.jsonl", "data/errors.csv", False),
+        ("data/*.jsonl", "none/errors.jsonl", False),
+        ("data/a.jsonl", "data/b.jsonl", False),
+    ],
+)
+def test_a_file_that_a_pattern_would_match_belongs_to_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, name: str, expected: bool
+) -> None:
+    """A list of errors that became a source would list its own lines without end."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "a.jsonl").touch()
+    assert Source(where.format(here=tmp_path), "text").reads(name.format(here=tmp_path)) is expected
 
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "not packed"])
@@ -159,6 +190,39 @@ def test_urls_are_read_through_fsspec(memory: str) -> None:
         items(f"{memory}/none.csv")
     with pytest.raises(InvalidInput, match=r"cannot be opened: .*; check the scheme"):
         items("nowhere://a.csv")
+
+
+class Expired(Exception):
+    """As aiohttp's errors are of no common class."""
+
+
+@pytest.mark.parametrize("good", [0, 8, 600])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.parquet", "a.arrow"])
+def test_an_error_of_any_class_while_a_url_is_read_names_the_file_and_no_secret(
+    memory: str, monkeypatch: pytest.MonkeyPatch, name: str, good: int
+) -> None:
+    """A signed URL may expire at any byte."""
+    made, rows = io.BytesIO(), pa.table({"id": range(1000), "text": [str(n**9) for n in range(1000)]})
+    if name == "a.arrow":
+        with pa.ipc.new_stream(made, rows.schema) as writer:
+            writer.write_table(rows)
+    elif name == "a.parquet":
+        pq.write_table(rows, made)
+    else:
+        write_csv(rows, made)
+    content = gzip.compress(made.getvalue()) if name.endswith(".gz") else made.getvalue()
+
+    class Expiring(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            if self.tell() >= good:
+                raise Expired("403, message='Forbidden', url='https://h/a?sig=SECRET'")
+            return super().readinto(memoryview(buffer)[:good])
+
+    url = f"{memory}/{name}"
+    put(url, content)
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "open", lambda *_: Expiring(content))
+    with pytest.raises(InvalidInput, match=rf"{url}: cannot be .*: 403, message='Forbidden', url='https://h/a'"):
+        items(url)
 
 
 def test_images_and_clips_come_from_folders_and_tables_elsewhere(memory: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from producers.client.client import Client
 from producers.commands.scheduling.schedule_times import planned
 from producers.commands.scheduling.scheduled_run import RunLost, described, submit_run
+from producers.sources.places import without_secrets
 from producers.wire.command_line import log_to_stderr, one_line_errors
 from producers.wire.errors import KeyConflict
 from producers.wire.outside.allowed_places import AllowedPlaces
@@ -104,7 +105,7 @@ def submit_taken(client: Client, run: TakenRun, allowed: AllowedPlaces) -> None:
     except RunLost:
         log.warning("%s: another runner has it, or the schedule was removed", about)
     except Exception as error:  # noqa: BLE001 - whatever it is, the schedule's list shows it
-        message, attempts = f"{type(error).__name__}: {error}", run.attempts + 1
+        message, attempts = f"{type(error).__name__}: {without_secrets(str(error))}", run.attempts + 1
         if isinstance(error, KeyConflict) or attempts >= MOST_ATTEMPTS:
             log.error("%s: given up: %s", about, message)  # noqa: TRY400 - a sentence with its remedy
             client.ask(lambda store: store.schedules.end(run, "failed", error=message))
