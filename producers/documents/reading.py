@@ -53,4 +53,6 @@ def _rows(place: Path, input_column: str | None, key_column: str | None) -> Iter
     for row in Source(place, "text", Limits(), input_column=input_column, key_column=key_column).rows():
         if isinstance(row, InvalidInput):
             raise row
+        if isinstance(row.input, str) and not row.input.strip():
+            continue  # a document without passages
         yield Document(row.key or str(row.origin), check_text(row.input, _ANY_LENGTH, str(row.origin)))
