@@ -61,6 +61,7 @@ def check(task: Any = "topic", **arguments: Any) -> Request:
         (["topic"], {"params": {"topic": {"top_k": "2"}}}, "params.topic: "),
         ("topic", {"params": {"top_k": float("nan")}}, "params.top_k: is nan, not a finite number"),
         (["topic"], {"params": {"topic": {"x": [float("inf")]}}}, "params.topic.x[0]: is inf, not a finite number"),
+        (["topic"], {"params": {"topic": {"x": {float("nan")}}}}, "params.topic.x[0]: is nan, not a finite number"),
         ("topic", {"params": {"top_k": 2**70}}, "params: cannot be sent: "),
         ("topic", {"params": {"explain_label": HALF}}, "params: cannot be sent: "),
     ],
