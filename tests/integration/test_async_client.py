@@ -586,6 +586,37 @@ def test_a_locked_store_blocks_nobody(broker_url: str, sqlite_url: str) -> None:
     asyncio.run(scenario())
 
 
+def test_a_stream_that_is_opened_holds_up_no_wait(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store takes its time to create the job of lone items: the waits for other jobs look and end meanwhile."""
+    create_job, begun, released, created = (Store.create_job, *(threading.Event() for _ in range(3)))
+
+    def hanging(store: Store, job: Any) -> Any:
+        if job.tenant == "other":
+            begun.set()
+            released.wait(20)
+            created.set()
+        return create_job(store, job)
+
+    monkeypatch.setattr(Store, "create_job", hanging)
+
+    async def scenario(client: AsyncClient) -> None:
+        job = await client.submit_many("topic", ["a"])
+        looked = asyncio.Event()
+        waiting = asyncio.ensure_future(job.wait(on_progress=lambda _: looked.set()))
+        submitting = asyncio.ensure_future(client.submit("topic", "b", tenant="other"))
+        await asyncio.to_thread(begun.wait)
+        looked.clear()
+        await looked.wait()
+        (envelope,) = stand_in.waiting()
+        await asyncio.to_thread(stand_in.commit, envelope)
+        assert (await waiting).finished
+        assert not created.is_set()
+        released.set()
+        await submitting
+
+    run(scenario)
+
+
 def test_awaiting_survives_a_restart_of_redis(own_valkey: ValkeyServer, store_url: str, store: Store) -> None:
     """What was announced while it was away is found in the store; afterwards notices are heard again."""
     url = f"redis://127.0.0.1:{own_valkey.port}/0"
