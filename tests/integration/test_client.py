@@ -445,7 +445,7 @@ def test_the_outbox_comes_before_the_broker(
     def dies(*_: object) -> None:
         raise RuntimeError("the process ends here")
 
-    monkeypatch.setattr(Publisher, "publish", dies)
+    monkeypatch.setattr(Publisher, "push", dies)
     client.submit("topic", "a")
     monkeypatch.undo()
     assert states(store) == {EnvelopeState.ACCEPTED: 1}
