@@ -33,6 +33,9 @@ OUTAGE_S = 60.0
 #: The part of the time that may be spent on looking for new results of a job.
 LOOK_SHARE = 0.2
 
+#: The most seconds that a timeout may take longer, to tell what holds the work up.
+EXPLAINED_S = 1.0
+
 
 class AsyncHandle(OfThisProcess):
     """One submitted item. Any number of tasks may await it; ``await handle`` is short for ``await handle.result()``.
@@ -314,10 +317,14 @@ class AsyncJob(AsyncWatched):
 
 
 async def _held_up(link: FleetLink, job: str) -> str:
-    """Return the pauses and retries that a job waits for, as a sentence; empty if the store does not answer."""
+    """Return the pauses and retries that a job waits for, as a sentence; empty if the store does not answer soon."""
+
+    def ask() -> str:
+        found = [*map(str, link.store.pauses.holding(job))]
+        postponed = link.store.retried_work(job)
+        return "; ".join([*found, *([str(postponed)] if postponed else [])])
+
     try:
-        found = [*map(str, await link.ask(lambda store: store.pauses.holding(job)))]
-        postponed = await link.ask(lambda store: store.retried_work(job))
-    except StoreUnavailable:
+        return await link.runtime.briefly(("held up", job), ask, EXPLAINED_S)
+    except Exception:  # noqa: BLE001 - the caller's time has passed, which is the error to tell
         return ""
-    return "; ".join([*found, *([str(postponed)] if postponed else [])])

