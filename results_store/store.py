@@ -417,9 +417,10 @@ class Store:
 
         `oldest` has the time at which the oldest message of a model, priority and lane was pushed, or None for an empty
         list. Also taken are the envelopes of these lists that were published `overdue_s` before it and never claimed,
-        because Redis has lost them. If the models that live workers serve are given, the envelopes of cancelled jobs
-        that wait for other models are taken as well. All return to the outbox as accepted now, so that no other
-        reconciler takes them. Publish them, then call `mark_published`.
+        because Redis has lost them. The envelopes of cancelled jobs that wait for their time or for the end of a pause
+        are taken at once. If the models that live workers serve are given, those that wait for other models are taken
+        as well. All return to the outbox as accepted now, so that no other reconciler takes them. Publish them, then
+        call `mark_published`.
         """
         with self._database.read() as connection:
             found = delivery.overdue(

@@ -72,6 +72,7 @@ class AsyncTextStream(OfThisProcess):
         self._events = link.runtime.queue()
         self._pieces = TextPieces()
         self._handle: AsyncHandle | None = None
+        self._cancelled = False
         self._subscription: Subscription | None = None
 
     async def __aenter__(self) -> Self:
@@ -115,13 +116,13 @@ class AsyncTextStream(OfThisProcess):
             await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop listening, and cancel an unfinished item."""
-        if self._subscription is None:
-            return
-        subscription, self._subscription = self._subscription, None
-        await self._link.runtime.call(subscription.close)
-        if self.result is None and self._handle is not None:
+        """Cancel an unfinished item, and stop listening. Call it again if it was cancelled itself."""
+        if self.result is None and self._handle is not None and not self._cancelled:
             await self._handle.cancel()
+            self._cancelled = True
+        if self._subscription is not None:
+            await self._link.runtime.call(self._subscription.close)
+            self._subscription = None
 
 
 class TextStream(OfThisProcess):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from results_store.sql.columns import json_of
 
@@ -64,12 +65,21 @@ async def _lines(values: AsyncIterator[Any]) -> AsyncIterator[bytes]:
 
 
 class Events(StreamingResponse):
-    """Server-sent events."""
+    """Server-sent events. `ended` is called once nothing more is sent, also if the caller left before the first one."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], status_code: int = 200) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], status_code: int = 200, *, ended: Callable[[], object] = lambda: None
+    ) -> None:
         super().__init__(events, status_code, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
 
 
 def event(name: str | None, value: Any) -> bytes:

@@ -66,6 +66,7 @@ def create_app(settings: GatewaySettings, connect: Callable[[], AsyncClient] = A
             async with BatchDuty(gateway) as batches, WebhookDuty(gateway) as webhooks:
                 app.state.batches, app.state.webhooks = batches, webhooks
                 yield
+            await gateway.close()
 
     tokenizer = settings.embedding_tokenizer
     detokenizer = None if tokenizer is None else embeddings.detokenizer_of(tokenizer)

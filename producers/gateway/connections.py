@@ -26,6 +26,9 @@ log.addFilter(Throttle())
 #: Seconds for the headers of a request to arrive.
 HEADERS_S = 10.0
 
+#: Seconds after which a connection ends whose peer has taken nothing of an answer, whole or not.
+UNREAD_S = 30.0
+
 #: The most bytes that are read at a time. Each connection may hold as many that nothing has asked for yet.
 READ_BYTES = 2**16
 
@@ -51,7 +54,8 @@ BACKLOG = 2048
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """A connection whose headers must arrive in time. At the limit of connections, the one that waits longest goes.
+    """A connection whose headers must arrive in time, and whose answers must be taken. At the limit of connections, the
+    one that waits longest goes.
 
     A request that arrives before the answer to the previous one waits. If both arrive in a single packet, the second
     request is not read. The connection then ends after the answer, so that the client sends the request again.
@@ -68,13 +72,23 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_headers = False
         self._again = False  # these headers were read before
         self._beside = 0  # bytes since the headers or a part of the body
+        self._unread: asyncio.TimerHandle | None = None
         if len(self.connections) > most_connections():
             next(iter(self.waiting), self).drop("there are too many connections")
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._arrived()
+        self._stop_looking()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_later()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_looking()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -116,6 +130,8 @@ class BoundedConnection(HttpToolsProtocol):
             raise ValueError("the request before it is not answered")
         super().on_message_begin()
         self._in_headers = True
+        if not self.flow.write_paused:
+            self._stop_looking()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_headers:  # trailers are not read
@@ -138,6 +154,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.transport.get_write_buffer_size():  # uvicorn, and asyncio at a close, would wait for the peer for ever
+            self._look_later()
         later, self._later = self._later, b""
         if later and not self._deaf and not self.transport.is_closing():
             self.data_received(later)
@@ -165,6 +183,23 @@ class BoundedConnection(HttpToolsProtocol):
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
             self.send_400_response("Invalid HTTP request received.")
+
+    def _look_later(self) -> None:
+        """Drop the connection if the peer takes nothing of what is left for `UNREAD_S`."""
+        self._stop_looking()
+        self._unread = self.loop.call_later(UNREAD_S, self._look, self.transport.get_write_buffer_size())
+
+    def _look(self, before: int) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.drop(f"nothing of an answer was taken for {UNREAD_S:g} s")
+        elif left:
+            self._look_later()
+
+    def _stop_looking(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _wait(self) -> None:
         timer = self.loop.call_later(HEADERS_S, self.drop, f"no whole header arrived within {HEADERS_S:g} s")

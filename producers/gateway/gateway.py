@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from cachetools import LRUCache
@@ -19,12 +20,14 @@ from producers.gateway.metrics.gateway_metrics import GatewayMetrics
 from producers.gateway.problems import Gone, Problem
 from producers.gateway.rates import HeldBytes, Rates
 from producers.gateway.settings import GatewaySettings
-from producers.wire.errors import InvalidInput
+from producers.wire.errors import InvalidInput, without_text
 from producers.wire.forms import FILES
 from producers.wire.messages import is_id
 from results_store.errors import UnknownJob
 from results_store.records import JobFilter, JobStatus
 from results_store.sql.auditing.audit_log import Actor
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -50,6 +53,22 @@ class Gateway:
         self.serving: Counter[str] = Counter()  # requests by key
         self.metrics = GatewayMetrics(client, self.serving, self.bodies)
         self._handles: LRUCache[tuple[str, int], AsyncHandle] = LRUCache(HANDLES)
+        self._later: set[asyncio.Task[None]] = set()
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work in a task of its own: a request whose caller has left is cancelled at each of its turns."""
+        task = asyncio.create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._later.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("the end of a request failed: %s", without_text(error))
+
+    async def close(self) -> None:
+        """Wait for the work that was left for later."""
+        await asyncio.gather(*self._later, return_exceptions=True)
 
     def keep(self, handle: AsyncHandle) -> None:
         """Keep a handle, so that waiting for its result needs no queries."""

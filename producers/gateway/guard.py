@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,11 @@ PRIVATE = ("/api/", "/v1/")
 #: The interval at which a body looks again for room.
 ROOM_S = 0.25
 
-#: The most bytes that are unpacked at a time.
-PART_BYTES = 2**16
+#: The most bytes that are unpacked at a time, and the most of an answer that are handed to a connection at a time.
+PART_BYTES, SENT_BYTES = 2**16, 2**18
+
+#: Paths whose bodies are forms. A form in another coding has no bound of parts while it is read.
+FORMS, FORM = ("/v1/files", "/v1/audio"), "multipart/form-data"
 
 #: The header by which an answer can be found in the log.
 REQUEST_ID = "x-request-id"
@@ -90,6 +93,7 @@ class Guard:
         path: str = scope["path"]
         try:
             gzip = _gzip(Headers(scope=scope))
+            _check_form(scope)
             caller = Caller(tenant="") if path in HEALTH else await self._admit(scope, path)
         except Problem as refused:
             await answer(refused, path)(scope, receive, send)
@@ -161,7 +165,7 @@ class Guard:
         settings = self._gateway.settings
         if path == STREAM:
             return settings.max_stream_bytes
-        if path.startswith(("/v1/files", "/v1/audio")):
+        if path.startswith(FORMS):
             return settings.max_file_bytes + 2**16  # plus the form around the file
         return settings.max_body_bytes
 
@@ -179,8 +183,9 @@ class Guard:
                     headers.setdefault("Cache-Control", "no-store")
                     headers.setdefault("X-Content-Type-Options", "nosniff")
             try:
-                async with asyncio.timeout(self._gateway.settings.stall_s):
-                    await send(message)
+                for part in _parts(message):  # so that a large answer holds its request's place until it is taken
+                    async with asyncio.timeout(self._gateway.settings.stall_s):
+                        await send(part)
             except TimeoutError:
                 raise Stalled from None
             if begins and scope["method"] == "HEAD":
@@ -190,8 +195,26 @@ class Guard:
         return bounded
 
 
+def _parts(message: Message) -> Iterator[Message]:
+    """Yield a message in parts of at most `SENT_BYTES`."""
+    body: bytes = message.get("body", b"")
+    if len(body) <= SENT_BYTES:
+        yield message
+        return
+    for start in range(0, len(body), SENT_BYTES):
+        more = message.get("more_body", False) or start + SENT_BYTES < len(body)
+        yield {**message, "body": body[start : start + SENT_BYTES], "more_body": more}
+
+
 def _is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(PUBLIC_PREFIX)
+
+
+def _check_form(scope: Scope) -> None:
+    """Raise Problem (415) for a form in another coding than the one whose parts are bounded while it is read."""
+    sent = Headers(scope=scope).get("content-type", FORM)
+    if scope["method"] == "POST" and scope["path"].startswith(FORMS) and not sent.lower().startswith(FORM):
+        raise Problem(415, "UnsupportedMediaType", f"the body must be {FORM}, not {sent}", field="content-type")
 
 
 def _gzip(headers: Headers) -> Gzip | None:
@@ -217,7 +240,9 @@ class Gzip:
     async def next(self, receive: Receive) -> Message:
         """Return the next message as if the body had come plain. Raises Problem (400)."""
         packed = b""
-        if not self._more:
+        if self._more:
+            await asyncio.sleep(0)  # a megabyte may unpack to a gigabyte: others have their turns between its parts
+        else:
             message = await receive()
             if message["type"] != "http.request":
                 return message

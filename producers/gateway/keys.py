@@ -27,7 +27,7 @@ _PREFIX = "argosy"
 #: Seconds for which a looked-up key is cached; after that a removed key is refused.
 REMEMBERED_S = 10.0
 
-#: Number of cached ids, known or not, so that guessing costs neither memory nor queries.
+#: Number of cached ids that are known, and of those that are not: guessing costs no memory, and nobody a known key.
 REMEMBERED = 4096
 
 
@@ -108,7 +108,8 @@ class Keyring:
         self, find: Callable[[str], Awaitable[ApiKey | None]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._find = find
-        self._known: TTLCache[str, ApiKey | None] = TTLCache(REMEMBERED, REMEMBERED_S, clock)
+        self._known: TTLCache[str, ApiKey] = TTLCache(REMEMBERED, REMEMBERED_S, clock)
+        self._unknown: TTLCache[str, None] = TTLCache(REMEMBERED, REMEMBERED_S, clock)
 
     async def holder(self, authorization: str | None, now: float) -> Caller:
         """Return the holder of the key in an ``Authorization: Bearer`` header. Raises Refused or StoreUnavailable."""
@@ -134,7 +135,13 @@ class Keyring:
     async def _key(self, id_: str) -> ApiKey | None:
         with suppress(KeyError):
             return self._known[id_]
-        key = self._known[id_] = await self._find(id_) if is_id(id_) else None
+        with suppress(KeyError):
+            return self._unknown[id_]
+        key = await self._find(id_) if is_id(id_) else None
+        if key is None:
+            self._unknown[id_] = None
+        else:
+            self._known[id_] = key
         return key
 
 

@@ -58,13 +58,23 @@ class Webhooks:
         self._database = database
 
     def add(self, job: str, url: str) -> None:
-        """Add the webhook of a job, whose submission is complete. A later address replaces the earlier one."""
+        """Add the webhook of a job, whose submission is complete. A later address replaces the earlier one.
+
+        An end that was delivered is not told again. One that was given up is told anew at another address.
+        """
         address = {"url": text(url), "host": text(urlsplit(url).hostname)}
+        is_same = webhooks.c.url == address["url"]
+        is_over = and_(_ended_at_told(), or_(webhooks.c.error.is_(None), is_same))
+        is_under_way = and_(webhooks.c.next_at.is_not(None), is_same)
+        again = {
+            "next_at": case((is_over, webhooks.c.next_at), else_=0.0),
+            "attempts": case((or_(is_over, is_under_way), webhooks.c.attempts), else_=0),
+            "told": case((is_over, webhooks.c.told), else_=None),
+        }
         with self._database.write(Weight.ACCEPTED) as connection:
             row = {"job": job, "next_at": 0.0, **address}
             connection.execute(insert_new(connection, webhooks), [row])
-            again = case((_ended_at_told(), webhooks.c.next_at), else_=0.0)
-            connection.execute(update(webhooks).where(webhooks.c.job == job).values(address | {"next_at": again}))
+            connection.execute(update(webhooks).where(webhooks.c.job == job).values(address | again))
 
     def find(self, job: str) -> Webhook | None:
         """Return the webhook of a job, if it has one."""
@@ -72,15 +82,18 @@ class Webhooks:
             row = connection.execute(select(webhooks).where(webhooks.c.job == job)).mappings().one_or_none()
         return None if row is None else Webhook(**row)
 
-    def take(self, limit: int, lease_s: float, beside: Collection[str] = ()) -> list[DueWebhook]:
+    def take(
+        self, limit: int, lease_s: float, beside: Collection[str] = (), tenants: Collection[str] = ()
+    ) -> list[DueWebhook]:
         """Return up to `limit` ends that are due, and keep others from telling them for `lease_s`.
 
-        Those of the hosts in `beside` are left.
+        Those of the hosts in `beside`, and of the tenants in `tenants`, are left.
         """
         due = (
             select(webhooks.c.job)
             .join(jobs, jobs.c.id == webhooks.c.job)
-            .where(OPEN_WEBHOOK, webhooks.c.next_at <= clock(), _untold(), webhooks.c.host.not_in(beside))
+            .where(OPEN_WEBHOOK, webhooks.c.next_at <= clock(), _untold())
+            .where(webhooks.c.host.not_in(beside), jobs.c.tenant.not_in(tenants))
             .order_by(webhooks.c.next_at)
             .limit(limit)
         )
@@ -96,7 +109,9 @@ class Webhooks:
                 .values(next_at=clock() + lease_s, attempts=webhooks.c.attempts + 1, attempted_at=clock())
             )
             own = {row["job"]: row for row in connection.execute(select(webhooks).where(mine)).mappings()}
-            ended = connection.execute(select(jobs).where(jobs.c.id.in_(found))).mappings()
+            ended = connection.execute(
+                select(jobs).where(jobs.c.id.in_(found), jobs.c.finished_at.is_not(None))
+            ).mappings()
             return [_due(job_status(row), own[row["id"]]) for row in ended]
 
     def told(self, due: DueWebhook, status: int) -> None:

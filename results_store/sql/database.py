@@ -253,7 +253,6 @@ _POOLER = {
     "statement pooling mode": "set the pooler's pool_mode to transaction",
     "unsupported startup parameter": "name it in the pooler's ignore_startup_parameters, or take it out of the URL",
 }
-_UNSTORABLE = "22"  # data exception
 
 
 def translate(error: Exception, store: str) -> StoreError:

@@ -92,18 +92,21 @@ def transact(connection: Connection, transaction: Transaction, follow: pipelines
     owners = {result.envelope for result in (*booked, *steps, *transaction.chunks)}
     if odd := {chunk.envelope for chunk in transaction.chunks}.intersection((*unlisted, *stepped)):
         raise InvalidRow(f"chunks: {min(odd)} has no row or belongs to a pipeline; store its results as rows")
-    late = {result.job for result in unbooked if result.envelope not in done}  # of jobs whose envelopes are at work
+    # Substitutes name no envelope with a row: the results that they stand for may be in chunks of any envelope.
+    late = {result.job for result in unbooked if result.envelope not in done}
+    late.update(result.job for result in booked if result.envelope == result.job)
     at_work = _at_work(connection, late) if late else ()
     there = _lock(
         connection, {*rows, *dead, *transaction.claims, *owners, *at_work, *transaction.postponed}, transaction
     )
     if transaction.cached:  # their inputs are locked after the envelopes
         cached_results.keep(connection, transaction.cached)
-    unbooked = not_in_chunks_of(connection, unbooked, late) if late else unbooked
     chunks = insert_chunks(connection, transaction.chunks, there.chunked, there.now) if transaction.chunks else _NONE
     booked, now = [*booked, *chunks.apart] if chunks.apart else booked, there.now
     chunked = {id_ for id_, has in there.chunked.items() if has} | {row.envelope for row in chunks.whole}
     own = not_in_chunks(connection, booked, chunked)
+    if late:
+        own, unbooked = (not_in_chunks_of(connection, some, late) for some in (own, unbooked))
     inserted = insert_results(connection, dead_letters.explained(connection, own, dead) if dead else own, now)
     more, accepted, stored_at = insert_unlisted(connection, unbooked, now)
     fresh = insert_listed(connection, dead_letters.explained(connection, steps, dead) if dead else steps, now)
@@ -518,8 +521,7 @@ def overdue(
     unpublished = and_(ACCEPTED, _is_past(envelopes.c.accepted_at, at - overdue_s, at + overdue_s))
     ended = and_(PUBLISHED, envelopes.c.leased_until < at)
     ready = postponing.ready(connection, at)
-    any_of = select(envelopes.c.id).limit(1)
-    held = [one for one in (unpublished, ended, *ready) if connection.execute(any_of.where(one)).first()]
+    held = _of_any(connection, [unpublished, ended, *ready])
     due = [and_(condition, envelopes.c.lane == lane) for condition in held for lane in lanes]
     due.append(_leased_too_long(now))
     for line, pushed_at in sorted(oldest.items()):
@@ -527,10 +529,14 @@ def overdue(
         if pushed_at is None or pushed_at < at + overdue_s:
             before = at if pushed_at is None else min(at, pushed_at)
             due.append(_is_lost(line, before - overdue_s, at + overdue_s))
-    if served and (cancelled := connection.execute(_CANCELLED).scalars().all()):
-        past = _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)
-        unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
-        due.append(and_(among(connection, envelopes.c.job, cancelled), unserved, past))
+    if cancelled := connection.execute(_CANCELLED).scalars().all():
+        theirs = among(connection, envelopes.c.job, cancelled)
+        # an attempt that was under way may have postponed them
+        due += [and_(theirs, waits) for waits in _of_any(connection, postponing.waiting(at))]
+        if served:
+            past = _is_past(envelopes.c.published_at, at - overdue_s, at + overdue_s)
+            unserved = and_(PUBLISHED, envelopes.c.leased_until.is_(None), envelopes.c.model.not_in(sorted(served)))
+            due.append(and_(theirs, unserved, past))
     ids: dict[str, None] = {}
     conditions: list[ColumnElement[bool]] = []
     portion = max(1, limit // len(lanes))
@@ -541,6 +547,12 @@ def overdue(
             ids |= dict.fromkeys(found)
             conditions.append(condition)
     return Overdue([*ids], or_(false(), *conditions), at)
+
+
+def _of_any(connection: Connection, conditions: Sequence[ColumnElement[bool]]) -> list[ColumnElement[bool]]:
+    """Return the conditions that some envelope meets: mostly none does, as the index of each says at once."""
+    any_of = select(envelopes.c.id).limit(1)
+    return [one for one in conditions if connection.execute(any_of.where(one)).first()]
 
 
 def take_overdue(connection: Connection, found: Overdue) -> list[PendingEnvelope]:

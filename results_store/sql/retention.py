@@ -1,7 +1,8 @@
 """Delete finished jobs with all their rows, or only their inputs.
 
 A purge deletes the job's row first, which hides the job at once. Its id stays in `purged_jobs` until its envelopes and
-results are deleted, in portions of a transaction each. So the next purge completes a purge that was killed.
+results are deleted, in portions of a transaction each. So the next purge completes a purge that was killed. A job that
+is created again under the id keeps what is newer than the purge.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ class Retention:
 
             def unwanted(connection: Connection, page: Collection[str] = page) -> ColumnElement[bool]:
                 failed = _failed().where(among(connection, envelopes.c.job, page))
-                return and_(_inputs_of(page)(connection), payloads.c.envelope.not_in(failed))
+                inputs = _inputs_of(_still(over, envelopes.c.job, page))
+                return and_(inputs(connection), payloads.c.envelope.not_in(failed))
 
             removed += self._remove(payloads, unwanted)
         return removed
@@ -183,9 +185,11 @@ class Retention:
     def _purge_inputs(self, *, finished_before: float | None, now: float) -> Purged:
         """Remove the inputs of the finished jobs that are due. The jobs and their results stay."""
         removed = 0
-        for page in self._pages(_due(finished_before, now)):
-            removed += self._remove(payloads, _inputs_of(page))
-            self._remove(cached_results, _of(cached_results.c.job, page))  # whose digests tell of the inputs
+        due = _due(finished_before, now)
+        for page in self._pages(due):
+            removed += self._remove(payloads, _inputs_of(_still(due, envelopes.c.job, page)))
+            # whose digests tell of the inputs
+            self._remove(cached_results, _still(due, cached_results.c.job, page))
         return Purged(payloads=removed)
 
     def _hide(self, due: ColumnElement[bool], now: float) -> int:
@@ -198,6 +202,8 @@ class Retention:
                 ids = list(connection.execute(chosen).scalars())
                 if not ids:
                     return hidden
+                # an earlier job of the id may still be there
+                connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, ids)))
                 connection.execute(insert(purged_jobs), [{"job": id_, "purged_at": now} for id_ in ids])
                 connection.execute(delete(webhooks).where(among(connection, webhooks.c.job, ids)))
                 connection.execute(delete(jobs).where(among(connection, jobs.c.id, ids)))
@@ -206,25 +212,30 @@ class Retention:
     def _sweep(self) -> Purged:
         """Remove the remains of hidden jobs, inputs first."""
         inputs = owned = answers = 0
+        first = select(func.min(purged_jobs.c.purged_at)).scalar_subquery()
+        page = select(purged_jobs.c.job, purged_jobs.c.purged_at).where(purged_jobs.c.purged_at == first)
         while True:
             with self._database.read() as connection:
-                hidden = list(connection.execute(select(purged_jobs.c.job).limit(self._jobs)).scalars())
-            if not hidden:
+                found = connection.execute(page.limit(self._jobs)).all()
+            if not found:
                 return Purged(envelopes=owned, payloads=inputs, results=answers)
-            inputs += self._remove(payloads, _inputs_of(hidden))
-            owned += self._remove(envelopes, _of(envelopes.c.job, hidden))
-            answers += self._remove(results, _of(results.c.job, hidden)) + self._remove_chunks(hidden)
-            self._remove(cached_results, _of(cached_results.c.job, hidden))
-            with self._database.write(Weight.NOTE) as connection:
-                connection.execute(delete(purged_jobs).where(among(connection, purged_jobs.c.job, hidden)))
+            hidden, at = [row.job for row in found], found[0].purged_at
+            theirs = _remains(envelopes.c.job, envelopes.c.created_at, hidden, at)
+            inputs += self._remove(payloads, _inputs_of(theirs))
+            owned += self._remove(envelopes, theirs)
+            answers += self._remove(results, _remains(results.c.job, results.c.stored_at, hidden, at))
+            answers += self._remove_chunks(_remains(result_chunks.c.job, result_chunks.c.stored_at, hidden, at))
+            self._remove(cached_results, _remains(cached_results.c.job, cached_results.c.stored_at, hidden, at))
+            with self._database.write(Weight.NOTE) as connection:  # unless a later job of the id was hidden meanwhile
+                same = and_(among(connection, purged_jobs.c.job, hidden), purged_jobs.c.purged_at == at)
+                connection.execute(delete(purged_jobs).where(same))
 
-    def _remove_chunks(self, owners: Collection[str]) -> int:
-        """Remove the chunks of these jobs; return the number of their results."""
+    def _remove_chunks(self, condition: Condition) -> int:
+        """Remove chunks; return the number of their results."""
         size = func.coalesce(func.sum(result_chunks.c.size), 0)
-        of_owners = _of(result_chunks.c.job, owners)
         with self._database.read() as connection:
-            answers = connection.execute(select(size).where(of_owners(connection))).scalar_one()
-        self._remove(result_chunks, of_owners)
+            answers = connection.execute(select(size).where(condition(connection))).scalar_one()
+        self._remove(result_chunks, condition)
         return int(answers)
 
     def _owners_of_results(self) -> Iterator[list[str]]:
@@ -296,16 +307,23 @@ SELECT job FROM owners WHERE job IS NOT NULL LIMIT :limit
 """)
 
 
-def _of(job: KeyedColumnElement[str], owners: Collection[str]) -> Condition:
-    return lambda connection: among(connection, job, owners)
+def _remains(
+    job: KeyedColumnElement[str], at: ColumnElement[float], hidden: Collection[str], purged_at: float
+) -> Condition:
+    """Rows of hidden jobs. Newer ones are of a job that was created again under the id, if there is one."""
+    again = select(jobs.c.id).where(jobs.c.id == job).exists()
+    is_old = or_(at.is_(None), at < purged_at, ~again)
+    return lambda connection: and_(among(connection, job, hidden), is_old)
 
 
-def _inputs_of(owners: Collection[str]) -> Condition:
-    def condition(connection: Connection) -> ColumnElement[bool]:
-        theirs = select(envelopes.c.id).where(among(connection, envelopes.c.job, owners))
-        return payloads.c.envelope.in_(theirs)
+def _still(due: ColumnElement[bool], job: KeyedColumnElement[str], page: Collection[str]) -> Condition:
+    """Rows of the jobs of a page that are `due` when the statement runs: a finished job may open again."""
+    return lambda connection: job.in_(select(jobs.c.id).where(among(connection, jobs.c.id, page), due))
 
-    return condition
+
+def _inputs_of(theirs: Condition) -> Condition:
+    """Payloads of the envelopes that match a condition."""
+    return lambda connection: payloads.c.envelope.in_(select(envelopes.c.id).where(theirs(connection)))
 
 
 def remove_celery_results(

@@ -21,10 +21,10 @@ from results_store.sql.waiting import postponing
 
 def create_job(connection: Connection, job: NewJob) -> FoundJob:
     """Insert the job, or return the existing job with its id or idempotency key."""
-    connection.execute(_timed(insert_new(connection, jobs)), [_job_row(job)])
-    found = find_job(connection, job)
-    assert found is not None
-    return found
+    while True:
+        connection.execute(_timed(insert_new(connection, jobs)), [_job_row(job)])
+        if (found := find_job(connection, job)) is not None:  # unless a purge deleted it since the insertion met it
+            return found
 
 
 def find_job(connection: Connection, job: NewJob) -> FoundJob | None:

@@ -8,7 +8,7 @@ import gzip
 import json
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pytest
 
 from producers import Client
 from producers.gateway import connections
+from producers.gateway.connections import BoundedConnection
 from producers.gateway.guard import PAGE, PAGE_REQUESTS
 from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.server import serve
@@ -396,6 +397,10 @@ def test_under_v1_a_wrong_request_is_a_bad_request(ours: httpx.Client) -> None:
     assert ours.get("/v1/files", params={"limit": 1, "purpose": "batch", "order": "asc"}).status_code == 200
     assert ours.post("/v1/files", files={"file": b"x"}, data={"purpose": "x"}).json()["error"]["param"] == "purpose"
     assert ours.post("/v1/embeddings", content=b"{}").status_code == 415
+    coded = ours.post("/v1/files", content=b"&" * 1000, headers={"content-type": "application/x-www-form-urlencoded"})
+    assert (coded.status_code, coded.json()["error"]["param"]) == (415, "content-type")
+    two = ours.post("/v1/files", files=[("file", b"{}"), ("file", b"{}")], data={"purpose": "batch"})
+    assert (two.status_code, "Too many files" in two.json()["error"]["message"]) == (400, True)
     assert ours.post("/api/items", json={}).status_code == 422
 
 
@@ -497,7 +502,9 @@ def test_too_many_items_are_refused_at_the_one_too_many(strict: Served) -> None:
         assert client.post("/api/jobs", json={"task": "echo", "inputs": ["x"] * 51}).status_code == 413
         streamed = client.post("/api/jobs/lines", params={"task": "echo"}, content=b'"x"\n' * 51)
         long = client.post("/api/jobs/lines", params={"task": "echo"}, content=b'"' + b"x" * 200_000)
+        blank = client.post("/api/jobs/lines", params={"task": "echo"}, content=b"\n" * 51)
     assert (streamed.status_code, streamed.json()["type"]) == (413, "urn:argosy:problem:TooManyItems")
+    assert (blank.status_code, blank.json()["type"]) == (413, "urn:argosy:problem:TooManyItems")
     assert (long.status_code, long.json()["field"]) == (413, "line 1")
 
 
@@ -520,6 +527,26 @@ def test_who_takes_nothing_is_cut_off(strict: Served) -> None:
         while some := connection.recv(2**20):
             came += len(some)
     assert came < 20_000_000, "what is in the buffers is there; nobody waits for the rest to be read"
+
+
+def test_who_takes_nothing_has_no_connection(strict: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in a connection's buffer would wait for its reader for ever: a close waits for it, too."""
+    dropped = list[str]()
+    monkeypatch.setattr(connections, "UNREAD_S", 0.3)
+    monkeypatch.setattr(BoundedConnection, "drop", _noting(dropped, BoundedConnection.drop))
+    with strict.client(strict.key("ours")) as client:
+        upload = {"file": ("big", b"x" * 20_000_000)}
+        id_ = client.post("/v1/files", files=upload, data={"purpose": "batch"}).json()["id"]
+    with asked(strict, f"GET /v1/files/{id_}/content"):
+        until(lambda: "nothing of an answer was taken for 0.3 s" in dropped)
+
+
+def _noting(reasons: list[str], drop: Callable[[BoundedConnection, str], None]) -> Callable[..., None]:
+    def noted(connection: BoundedConnection, reason: str) -> None:
+        reasons.append(reason)
+        drop(connection, reason)
+
+    return noted
 
 
 def test_who_leaves_ends_the_waiting_and_not_the_work(served: Served, ours: httpx.Client) -> None:

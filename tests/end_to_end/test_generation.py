@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
 
 from producers import AsyncClient, Client, Handle, InvalidInput, ItemCancelled, ItemFailed, Job
+from producers.client.async_handles import AsyncHandle
+from producers.client.text_streams import AsyncTextStream
 from producers.commands.main import main
+from results_store.records import ResultState
+from results_store.store import Store
 from tests import tiny_checkpoints
 from tests.end_to_end.gateway_server import serving
 from tests.end_to_end.processes import fleet_in, until
@@ -138,6 +143,37 @@ def test_a_stream_that_is_left_is_cancelled(client: Client) -> None:
         Handle(handle).result(timeout_s=60)
     job.cancel()
     job.wait(timeout_s=60)
+
+
+def test_a_stream_whose_http_client_leaves_is_cancelled(fleet: LocalFleet, client: Client) -> None:
+    """The gateway cancels the request at each of its turns, and the item all the same."""
+    import openai
+
+    job = client.submit_many("chat", [f"text {n}" for n in range(40)], params=LONG)
+    left = list[AsyncTextStream]()
+    with (
+        serving(fleet.broker_url, fleet.store_url) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key("ours"), max_retries=0) as openai_client,
+        patch.object(AsyncTextStream, "follow", _noting(left, AsyncTextStream.follow)),
+    ):
+        messages: Any = [{"role": "user", "content": "Hello"}]
+        with openai_client.chat.completions.create(model="chat", messages=messages, stream=True) as stream:
+            next(iter(stream))
+        handle = until(lambda: left[0]._handle if left[0]._cancelled else None)
+        until(lambda: left[0]._subscription is None)
+    with Store(fleet.store_url) as store:
+        (row,) = until(lambda: store.results_of(handle.job, [handle.seq]))
+    assert row.state is ResultState.CANCELLED
+    job.cancel()
+    job.wait(timeout_s=60)
+
+
+def _noting(seen: list[AsyncTextStream], follow: Callable[..., AsyncTextStream]) -> Callable[..., AsyncTextStream]:
+    def noted(stream: AsyncTextStream, handle: AsyncHandle) -> AsyncTextStream:
+        seen.append(stream)
+        return follow(stream, handle)
+
+    return noted
 
 
 def test_a_cancelled_job_stops_decoding(client: Client) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import openai
 
+from producers.gateway.openai import batch_duty
 from producers.wire.messages import new_id
 from results_store.gateway.gateway_batches import FileBatch
 from results_store.gateway.gateway_files import StoredFile
 from results_store.store import Store
 from tests.end_to_end.gateway_server import serving
 from tests.end_to_end.processes import until
+from tests.integration.test_admission import limit
 
 
 def request(custom_id: str, text: object, model: str = "embedding") -> str:
@@ -21,9 +23,9 @@ def request(custom_id: str, text: object, model: str = "embedding") -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/embeddings", "body": body})
 
 
-def accepted(store: Store, *lines: str, left_s: float = 3600.0) -> str:
-    """Accept a batch of the tenant `ours`, as a gateway that dies right after; return its id."""
-    file = StoredFile(id=f"file-{new_id()}", tenant="ours", name="in.jsonl", purpose="batch", created_at=1.0)
+def accepted(store: Store, *lines: str, left_s: float = 3600.0, tenant: str = "ours") -> str:
+    """Accept a batch of a tenant, as a gateway that dies right after; return its id."""
+    file = StoredFile(id=f"file-{new_id()}", tenant=tenant, name="in.jsonl", purpose="batch", created_at=1.0)
     content = "\n".join(lines).encode()
     store.files.begin(file)
     store.files.append(file.id, 0, content)
@@ -31,7 +33,7 @@ def accepted(store: Store, *lines: str, left_s: float = 3600.0) -> str:
     detail: dict[str, Any] = {"endpoint": "/v1/embeddings", "input_file_id": file.id, "metadata": None}
     counts = {"total": 0, "completed": 0, "failed": 0}
     detail |= {"expires_at": time.time() + left_s, "counts": counts}
-    batch = FileBatch(id=f"batch_{new_id()}", tenant="ours", detail=detail, created_at=time.time())
+    batch = FileBatch(id=f"batch_{new_id()}", tenant=tenant, detail=detail, created_at=time.time())
     store.file_batches.add(batch)
     return batch.id
 
@@ -115,3 +117,18 @@ def test_a_batch_whose_file_is_gone(broker_url: str, store_url: str, store: Stor
     assert batch.status == "failed"
     assert batch.errors is not None
     assert [one.code for one in batch.errors.data or []] == ["file_not_found"]
+
+
+def test_a_tenant_at_its_limit_holds_up_no_other(broker_url: str, store_url: str, store: Store) -> None:
+    """Its batches wait for places among its own items, however many they are."""
+    limit(store, "greedy", max_in_flight=1)
+    lines = [request(name, "x") for name in ("a", "b", "c")]
+    held = [accepted(store, *lines, tenant="greedy") for _ in range(2 * batch_duty.OF_A_TENANT + 1)]
+    id_ = accepted(store, *lines)
+    with (
+        serving(broker_url, store_url) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key=served.key("ours"), max_retries=0) as client,
+    ):
+        until(lambda: client.batches.retrieve(id_).status == "in_progress")
+    states = [store.file_batches.find(one, tenant="greedy") for one in held]
+    assert {batch.status for batch in states if batch} == {"in_progress", "validating"}

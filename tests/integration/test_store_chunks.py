@@ -161,19 +161,21 @@ def test_an_envelope_that_an_older_version_began_is_covered_by_rows_and_a_chunk(
     assert (done.inserted, done.done) == (2 * ITEMS, (("job", "e0"),))
 
 
-def test_substitutes_for_results_in_chunks_are_dropped(store: Store) -> None:
-    """The gateway ends a batch with a substitute for each result that it may lack, under the batch's own name."""
+@pytest.mark.parametrize("envelope", ["batch", "job"])
+def test_substitutes_for_results_in_chunks_are_dropped(store: Store, envelope: str) -> None:
+    """The gateway ends a batch with a substitute for each result that it may lack, under the batch's or job's name."""
     accepted(store)
     store.transact(Transaction(chunks=chunks_of(answers(range(ITEMS - 2)))))
-    late = {**FAILED, "state": ResultState.EXPIRED, "envelope": "batch"}
+    late = {**FAILED, "state": ResultState.EXPIRED, "envelope": envelope}
     substitutes = [result(seq, task, **late) for seq in range(ITEMS) for task in TASKS]
     store.commit(substitutes, unlisted={"batch"}, at=8.0)
     by_state = Counter((row.seq < ITEMS - 2, row.state) for row in store.results("job"))
     assert by_state == {(True, ResultState.SUCCEEDED): 3 * (ITEMS - 2), (False, ResultState.EXPIRED): 6}
-    assert store.job("job").expired == 6
+    assert (store.job("job").succeeded, store.job("job").expired) == (3 * (ITEMS - 2), 6)
 
 
-def test_a_substitute_and_a_chunk_at_once(store: Store) -> None:
+@pytest.mark.parametrize("of_job", [False, True])
+def test_a_substitute_and_a_chunk_at_once(store: Store, of_job: bool) -> None:
     """Whichever comes first: each result once, and counted once."""
     for number in range(10):
         job, envelope = f"job{number}", f"own{number}"
@@ -181,7 +183,7 @@ def test_a_substitute_and_a_chunk_at_once(store: Store) -> None:
         owed = {"items": ITEMS, "results": ITEMS * len(TASKS), "job": job}
         store.add_envelopes([new_envelope(envelope, **owed)])
         chunks = chunks_of([replace(row, job=job) for row in answers(range(ITEMS), envelope)])
-        late = {**FAILED, "state": ResultState.EXPIRED, "envelope": "batch", "job": job}
+        late = {**FAILED, "state": ResultState.EXPIRED, "envelope": job if of_job else "batch", "job": job}
         substitutes = [result(seq, task, **late) for seq in range(ITEMS) for task in TASKS]
 
         def work(turn: int, chunks: Any = chunks, done: str = envelope, substitutes: Any = substitutes) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Connection, Table, func, select
 
 from results_store.errors import StoreError, UnknownJob
 from results_store.records import Purged, ResultState, Transaction
+from results_store.sql.chunks.packed_rows import packed
 from results_store.sql.database import Database, Weight
 from results_store.sql.retention import FIRST_ITEM_S, STRAY_S, Retention
-from results_store.sql.schema import batches, envelopes, jobs, payloads, purged_jobs, results
+from results_store.sql.schema import batches, cached_results, envelopes, jobs, payloads, purged_jobs, results
 from results_store.store import Store
 from results_store.writer import Writer
 from tests.integration.rows import batch, new_envelope, new_job, result, run_together, submit
@@ -22,6 +27,38 @@ def finished(store: Store, job: str, *, at: float, items: int = 2, ttl_s: float 
     ids = [f"{job}-{number}" for number in range(items)]
     store.add_envelopes([new_envelope(id_, job=job) for id_ in ids], jobs=[new_job(job, ttl_s=ttl_s)])
     store.commit([result(n, job=job, envelope=id_) for n, id_ in enumerate(ids)], done=ids, at=at)
+
+
+def hidden(url: str, job: str, at: float) -> None:
+    """Hide a job like a purge that is killed before it deletes the rest."""
+    database = Database(url, timeout_s=30)
+    database.open()
+    with database.write(Weight.ACCEPTED) as connection:
+        connection.execute(jobs.delete().where(jobs.c.id == job))
+        connection.execute(purged_jobs.insert(), [{"job": job, "purged_at": at}])
+    database.close()
+
+
+class Interrupted(Database):
+    """A database that calls `between` once, after its first writing transaction."""
+
+    def __init__(self, url: str, between: Callable[[], object]) -> None:
+        super().__init__(url, timeout_s=30)
+        self._between = [between]
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def write(self, weight: Weight, **options: bool) -> Iterator[Connection]:
+        with super().write(weight, **options) as connection:
+            yield connection
+        if self._between:
+            self._between.pop()()
 
 
 def rows_left(url: str) -> dict[str, int]:
@@ -133,18 +170,91 @@ def test_inputs_of_many_jobs_are_removed_page_by_page(store: Store, store_url: s
     assert (left["jobs"], left["results"], left["payloads"]) == (5, 10, 0)
 
 
-def test_a_purge_that_was_killed_is_finished_by_the_next(store: Store, store_url: str) -> None:
-    """The job is out of sight at once; what was left of it must not stay for ever."""
+@pytest.mark.parametrize("at", [NOW + 1, 50.0])
+def test_a_purge_that_was_killed_is_finished_by_the_next(store: Store, store_url: str, at: float) -> None:
+    """The job is out of sight at once; what was left of it must not stay for ever, even if a clock was set back."""
     finished(store, "old", at=NOW)
-    database = Database(store_url, timeout_s=30)
-    database.open()
-    with database.write(Weight.ACCEPTED) as connection:
-        connection.execute(jobs.delete())
-        connection.execute(purged_jobs.insert(), [{"job": "old", "purged_at": NOW}])
-    database.close()
+    hidden(store_url, "old", at)
 
     assert store.retention.purge() == Purged(envelopes=2, payloads=2, results=2)
     assert set(rows_left(store_url).values()) == {0}
+
+
+def test_what_a_purged_job_gets_again_stays(store: Store, store_url: str) -> None:
+    """A client creates the job of its lone items again, under the same id, before the old rows are deleted."""
+    finished(store, "stream", at=NOW)
+    hidden(store_url, "stream", NOW + 1)
+    again = [new_envelope(f"again-{n}", job="stream", created_at=NOW + 2, items=8, results=8) for n in range(2)]
+    store.add_envelopes(again, jobs=[new_job("stream", created_at=NOW + 2)])
+    output = [{"label": "sport", "score": 0.5}]
+    [chunk], _ = packed([result(10 + n, job="stream", envelope="again-0", output=output) for n in range(8)])
+    row = result(20, job="stream", envelope="again-1")
+    store.transact(Transaction(results=[row], chunks=[chunk], done=["again-0"], at=NOW + 3))
+
+    assert store.retention.purge() == Purged(envelopes=2, payloads=2, results=2)
+
+    assert set(store.inputs(["again-0", "again-1"])) == {"again-0", "again-1"}
+    assert [row.seq for row in store.results("stream")] == [*range(10, 18), 20]
+    left = rows_left(store_url)
+    assert (left["envelopes"], left["payloads"], left["purged_jobs"]) == (2, 2, 0)
+
+
+def test_a_job_may_be_purged_twice_before_its_rows_are_deleted(store: Store, store_url: str) -> None:
+    """It was created again under the same id, finished, and is due again."""
+    finished(store, "stream", at=NOW)
+    hidden(store_url, "stream", NOW + 1)
+    store.add_envelopes([new_envelope("again", job="stream", created_at=NOW + 2)], jobs=[new_job("stream")])
+    store.commit([result(10, job="stream", envelope="again")], done=["again"], at=NOW + 3)
+
+    assert store.retention.purge(finished_before=NOW + 4) == Purged(jobs=1, envelopes=3, payloads=3, results=3)
+    assert set(rows_left(store_url).values()) == {0}
+
+
+def test_a_sweep_ends_no_later_purge_of_the_same_job(
+    store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job comes again and is hidden again while another purge deletes its first rows."""
+    finished(store, "stream", at=NOW)
+    hidden(store_url, "stream", NOW + 1)
+
+    remove = store.retention._remove
+
+    def removed(rows: Table, condition: Any) -> int:
+        count = remove(rows, condition)
+        if rows is cached_results:  # the last of them
+            monkeypatch.undo()
+            store.add_envelopes([new_envelope("again", job="stream", created_at=NOW + 2)], jobs=[new_job("stream")])
+            store.commit([result(10, job="stream", envelope="again")], done=["again"], at=NOW + 3)
+            with Interrupted(store_url, killed) as database, pytest.raises(KeyboardInterrupt):
+                Retention(database).purge(finished_before=NOW + 4)
+        return count
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store.retention, "_remove", removed)
+    assert store.retention.purge() == Purged(envelopes=3, payloads=3, results=3)
+    assert set(rows_left(store_url).values()) == {0}
+
+
+@pytest.mark.parametrize("pipelines", [False, True])
+def test_inputs_of_a_job_that_opens_again_meanwhile_stay(store: Store, store_url: str, pipelines: bool) -> None:
+    """Its later envelopes are still to be computed."""
+    finished(store, "old", at=NOW)
+    with store._database.write(Weight.ACCEPTED) as connection:
+        connection.execute(jobs.update().values(pipeline={"steps": []} if pipelines else None))
+
+    def later() -> None:
+        store.add_envelopes([new_envelope("later", job="old")])
+
+    with Interrupted(store_url, later) as database:
+        retention = Retention(database, rows=1)
+        if pipelines:
+            retention.drop_inputs_of_pipelines()
+        else:
+            retention.purge(finished_before=NOW + 1, keep_results=True)
+
+    assert set(store.inputs(["old-0", "old-1", "later"])) == {"old-1", "later"}
 
 
 def test_results_of_no_job_go_when_they_are_old(store: Store) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import Connection
 
 from results_store.errors import StoreError, SubmissionConflict, UnknownJob
-from results_store.records import EnvelopeState
+from results_store.records import EnvelopeState, FoundJob, NewJob
+from results_store.sql import submission
+from results_store.sql.schema import jobs
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result, run_together, submit
 
@@ -40,6 +43,21 @@ def test_one_idempotency_key_at_the_same_time_makes_one_job(store: Store, store_
 
     assert len(set(found)) == 1
     assert [job.id for job in store.jobs()] == [found[0]]
+
+
+def test_a_job_that_is_purged_while_it_is_found_is_created(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The insertion meets the old job, and a purge deletes it before it is read."""
+    store.create_job(new_job(name="old"))
+    find = submission.find_job
+
+    def purged(connection: Connection, job: NewJob) -> FoundJob | None:
+        monkeypatch.undo()
+        connection.execute(jobs.delete())
+        return find(connection, job)
+
+    monkeypatch.setattr(submission, "find_job", purged)
+    assert store.create_job(new_job(name="new")).name == "new"
+    assert [job.name for job in store.jobs()] == ["new"]
 
 
 def test_envelopes_are_counted_in_their_job(store: Store) -> None:

@@ -103,6 +103,29 @@ def test_a_cancelled_job_waits_no_longer(store: Store) -> None:
     assert claim(store, now=NOW + 3).verdict is Claim.CANCELLED
 
 
+@pytest.mark.parametrize(
+    ("left", "paused_by"), [(PAUSED, "task:spam"), (AGAIN._replace(due_at=NOW + 500), None)], ids=["paused", "retried"]
+)
+def test_an_attempt_of_a_cancelled_job_postpones_nothing(
+    store: Store, left: PostponedResult, paused_by: str | None
+) -> None:
+    """The attempt was under way when the job was cancelled. Envelopes of other jobs wait on."""
+    store.add_envelopes([new_envelope("other", job="other")], jobs=[new_job("other")])
+    submit(store, items=3)
+    store.pauses.pause("task", "spam")
+    for id_ in ("e0", "other"):
+        claim(store, id_)
+    store.cancel_job("job", at=NOW + 1)
+
+    postpone(store, left, paused_by=paused_by)
+    waiting = Postponement([PAUSED], paused_by="task:spam")
+    store.transact(Transaction(postponed={"other": waiting}, worker="w1", at=NOW))
+
+    assert overdue(store, NOW + 2) == ["e0"]
+    assert overdue(store, NOW + 2) == []
+    assert claim(store, now=NOW + 3).verdict is Claim.CANCELLED
+
+
 @pytest.mark.parametrize(("kind", "name"), [("model", "text"), ("tenant", "acme")])
 def test_nothing_of_a_paused_model_or_tenant_is_claimed(store: Store, kind: Any, name: str) -> None:
     """The pause is read in the claim's transaction, and what was paused comes back at its end without a message."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+from sqlalchemy import Table, Update, update
+
+from results_store.gateway import webhooks
 from results_store.gateway.webhooks import DueWebhook
 from results_store.store import Store
 from tests.integration.rows import new_envelope, new_job, result, run_together
 
 
-def with_webhook(store: Store, job: str, *, finished: bool = True, host: str = "app.example") -> None:
-    store.add_envelopes([new_envelope(job, job=job)], jobs=[new_job(job)])
+def with_webhook(store: Store, job: str, *, finished: bool = True, host: str = "app.example", tenant: str = "") -> None:
+    store.add_envelopes([new_envelope(job, job=job)], jobs=[new_job(job, tenant=tenant)])
     store.webhooks.add(job, f"https://{host}/hook")
     if finished:
         store.commit([result(0, job=job, envelope=job)], done=[job])
@@ -84,6 +88,35 @@ def test_busy_hosts_are_left(store: Store) -> None:
     assert [due.job.id for due in store.webhooks.take(10, 60, beside=["slow.example"])] == ["quick"]
 
 
+def test_busy_tenants_are_left(store: Store) -> None:
+    with_webhook(store, "greedy", tenant="greedy")
+    with_webhook(store, "quick")
+    assert [due.job.id for due in store.webhooks.take(10, 60, tenants=["greedy"])] == ["quick"]
+
+
+def test_an_end_that_was_given_up_is_told_at_another_address(store: Store) -> None:
+    """As if it were new. At the same address it stays given up."""
+    with_webhook(store, "job")
+    (due,) = store.webhooks.take(10, 60)
+    store.webhooks.given_up(due, 410, "the host answers 410")
+    store.webhooks.add("job", due.url)
+    assert store.webhooks.take(10, 60) == []
+    store.webhooks.add("job", "https://app.example/right")
+    (again,) = store.webhooks.take(10, 60)
+    assert (again.url, again.attempts) == ("https://app.example/right", 0)
+
+
+def test_a_later_end_has_attempts_of_its_own(store: Store) -> None:
+    with_webhook(store, "job")
+    (due,) = store.webhooks.take(10, 60)
+    store.webhooks.given_up(due, 500, "the host answers 500")
+    store.add_envelopes([new_envelope("more", job="job")])
+    store.webhooks.add("job", due.url)
+    store.commit([result(1, job="job", envelope="more")], done=["more"])
+    (again,) = store.webhooks.take(10, 60)
+    assert (again.job.succeeded, again.attempts) == (2, 0)
+
+
 def test_a_job_that_opens_while_its_end_is_told_is_told_again(store: Store) -> None:
     with_webhook(store, "job")
     (due,) = store.webhooks.take(10, 60)
@@ -116,3 +149,23 @@ def test_a_late_failure_opens_nothing_again(store: Store) -> None:
     found = store.webhooks.find("job")
     assert found is not None
     assert (found.next_at, found.status, found.error) == (None, 200, None)
+
+
+def test_a_job_that_opens_while_its_end_is_taken_is_told_later(
+    store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each statement of PostgreSQL sees what was committed before it. SQLite has one writer at a time."""
+    if store.sqlite:
+        pytest.skip("nobody else writes during a transaction of SQLite")
+    with_webhook(store, "job")
+    with Store(store_url) as other:
+
+        def opened(table: Table) -> Update:
+            monkeypatch.undo()
+            other.add_envelopes([new_envelope("more", job="job")])
+            return update(table)
+
+        monkeypatch.setattr(webhooks, "update", opened)
+        assert store.webhooks.take(10, -1) == []
+    store.commit([result(1, job="job", envelope="more")], done=["more"])
+    assert [due.job.succeeded for due in store.webhooks.take(10, 60)] == [2]

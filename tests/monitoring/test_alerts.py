@@ -24,7 +24,8 @@ from tests.end_to_end.conftest import SCRIPTED
 from tests.end_to_end.page_jobs import submit
 from tests.end_to_end.processes import fleet_in, until
 from tests.integration.rows import new_envelope, new_job
-from tests.monitoring.test_prometheus import ALERTS, FOLDER, gateway, prometheus
+from tests.monitoring.prometheus import FOLDER, gateway, prometheus
+from tests.monitoring.test_prometheus import ALERTS
 from workers.fleet.local import LocalFleet
 
 pytestmark = [
@@ -48,7 +49,7 @@ def rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = re.sub(r"\b(\d+)m\b", lambda found: f"{int(found[1]) * MINUTE_S}s", text)
     assert short.count(f"{2 * MINUTE_S}s") >= 3
     (folder / "alerts.yml").write_text(short)
-    monkeypatch.setattr("tests.monitoring.test_prometheus.FOLDER", folder)
+    monkeypatch.setattr("tests.monitoring.prometheus.FOLDER", folder)
 
 
 @pytest.fixture

@@ -39,6 +39,14 @@ class Stack:
     def flower_url(self) -> str:
         return f"http://127.0.0.1:{self.variables['ARGOSY_FLOWER_PORT']}"
 
+    @property
+    def gateway_url(self) -> str:
+        return f"http://127.0.0.1:{self.variables['ARGOSY_GATEWAY_PORT']}"
+
+    @property
+    def prometheus_url(self) -> str:
+        return f"http://127.0.0.1:{self.variables['ARGOSY_PROMETHEUS_PORT']}"
+
     def compose(self, *arguments: str) -> str:
         compose = self.engine.compose_command()
         command = (*compose, "--project-name", self.project, "--file", str(COMPOSE), *arguments)
@@ -97,7 +105,8 @@ def up(engine: Engine, say: Callable[[str], None]) -> Iterator[Stack]:
 
 def _variables() -> dict[str, str]:
     names = ("REDIS_PASSWORD", "POSTGRES_PASSWORD", "FLOWER_PASSWORD")
-    ports = ("ARGOSY_REDIS_PORT", "ARGOSY_POSTGRES_PORT", "ARGOSY_FLOWER_PORT", "ARGOSY_GATEWAY_PORT")
+    services = ("REDIS", "POSTGRES", "FLOWER", "GATEWAY", "PROMETHEUS")
+    ports = [f"ARGOSY_{service}_PORT" for service in services]
     return {
         "COMPOSE_PROFILES": "cpu",
         "ARGOSY_IMAGE": "argosy-test",

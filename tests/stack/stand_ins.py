@@ -21,7 +21,7 @@ from tests.stack.engine import CannotRun, Engine
 
 RECIPES = ROOT / "docker" / "stand-ins"
 BASE = "argosy-stand-in:bookworm"
-_PACKAGES = "ca-certificates,libxml2,python3,python3-venv,redis-server,tzdata"
+_PACKAGES = "ca-certificates,libxml2,prometheus,python3,python3-venv,redis-server,tzdata,wget"
 
 # pip's own reading of its files and environment: what a container needs to install as this machine does
 _ASK_PIP = """
@@ -34,16 +34,16 @@ print(json.dumps({name: getattr(options, name) for name in ("index_url", "find_l
 
 def wanted(variables: dict[str, str]) -> list[str]:
     """Return the images that the stack builds on or runs as they are."""
-    services = load(variables)["services"].values()
+    services = load(variables)["services"].items()
     dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
     default = re.search(r"^ARG PYTHON=(\S+)$", dockerfile, re.MULTILINE)
     assert default, "the Dockerfile names its Python by an argument with a default"
-    return [f"python:{default[1]}", *(service["image"] for service in services if _runs(service))]
+    return [f"python:{default[1]}", *(own["image"] for name, own in services if _runs(name, own))]
 
 
-def _runs(service: dict[str, Any]) -> bool:
-    """Return whether the stack of the tests runs a service's image as it is. It leaves out the profile `monitoring`."""
-    return "build" not in service and "monitoring" not in service.get("profiles", ())
+def _runs(name: str, service: dict[str, Any]) -> bool:
+    """Return whether the tests run a service's image as it is. Debian has no Grafana to stand in for the real one."""
+    return "build" not in service and name != "grafana"
 
 
 def provide(engine: Engine, images: list[str], say: Callable[[str], None]) -> list[str]:
@@ -75,7 +75,7 @@ def _import_base(engine: Engine) -> None:
 
 
 def _build(engine: Engine, image: str) -> None:
-    name = image.partition(":")[0]
+    name = image.rpartition("/")[2].partition(":")[0]
     context = engine.folder / f"stand-in-{name}"
     shutil.copytree(RECIPES, context)
     if name == "postgres":

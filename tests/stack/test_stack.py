@@ -16,10 +16,11 @@ import psycopg
 import pytest
 import redis
 
-from producers import Client
+from producers import Client, ItemFailed
 from producers.client.handles import Job
 from producers.wire.queues import TASK
 from tests.end_to_end.processes import until
+from tests.monitoring.prometheus import ask, queries
 from tests.stack.stack import LONG_RUNNING, Stack
 
 TASKS = ("sentiment", "topic", "spam")
@@ -77,6 +78,30 @@ def test_flower_has_every_envelope(stack: Stack, job: Job) -> None:
     until(all_finished)  # its events come after the client's notice
 
 
+def test_prometheus_finds_every_figure_of_the_dashboards(stack: Stack, client: Client) -> None:
+    """Profile `monitoring`, but for Grafana: it scrapes the gateway as it is mounted and set up, all series of one fleet."""
+    stack.compose("up", "--detach", "prometheus")
+    stack.wait_until_healthy("prometheus")
+    missing = queries()
+
+    def found_all() -> bool:
+        """Give the fleet some work of each kind, and try the queries that found nothing yet."""
+        client.submit_many(TASKS, [f"text {n}" for n in range(16)]).wait(timeout_s=60)
+        with pytest.raises(ItemFailed):
+            client.submit("image-classification", b"no picture", priority="interactive").result(timeout_s=60)
+        with pytest.raises(urllib.error.HTTPError, match="401"):  # a request to count
+            urllib.request.urlopen(f"{stack.gateway_url}/api/tasks", timeout=10)
+        missing[:] = [query for query in missing if not ask(stack.prometheus_url, query)]
+        return not missing
+
+    try:
+        until(found_all, 300)
+    finally:
+        assert missing == []
+    assert ask(stack.prometheus_url, "up") == [1.0]
+    assert ask(stack.prometheus_url, "argosy_workers") == [1.0]
+
+
 @pytest.mark.parametrize("credentials", [None, "argosy:wrong", "argosy:"])
 def test_flower_refuses_strangers(stack: Stack, credentials: str | None) -> None:
     """Flower can stop workers: without the credentials of .env there is nothing to see or do."""
@@ -94,7 +119,7 @@ def test_redis_and_postgresql_refuse_strangers(stack: Stack) -> None:
 
 def test_ports_are_on_the_loopback_address_alone(stack: Stack) -> None:
     """Docker's port rules go past a host's firewall, so the address is what keeps others out."""
-    for service in LONG_RUNNING:
+    for service in (*LONG_RUNNING, "prometheus"):
         bound = json.loads(stack.inspect(service, "{{json .HostConfig.PortBindings}}")) or {}
         assert {binding["HostIp"] for port in bound.values() for binding in port} <= {"127.0.0.1"}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from producers.gateway import browsers, problems
 from producers.gateway.answers import encoded
-from producers.gateway.guard import GuardedBody
-from producers.gateway.keys import REMEMBERED_S, Caller, Keyring, Refused, new_key
+from producers.gateway.guard import SENT_BYTES, GuardedBody, Gzip, _parts
+from producers.gateway.keys import REMEMBERED, REMEMBERED_S, Caller, Keyring, Refused, new_key
 from producers.gateway.openai import chat
 from producers.gateway.openai.batch_requests import LineError, RequestReader, read
 from producers.gateway.openai.chat_request import UNSERVED, ChatBody, chat_body
@@ -134,6 +136,23 @@ def test_keys_are_remembered_for_a_moment() -> None:
         asyncio.run(keyring.holder(f"Bearer {text}", 1.0))
 
 
+def test_guessing_costs_nobody_a_known_key() -> None:
+    text, key = new_key("laptop", "ours", created_at=0)
+    keys = Keys(key)
+    keyring = Keyring(keys.find)
+
+    async def ask() -> int:
+        await keyring.holder(f"Bearer {text}", 1.0)
+        for guess in range(REMEMBERED + 1):
+            with pytest.raises(Refused):
+                await keyring.holder(f"Bearer argosy-{guess:026}-{'0' * 64}", 1.0)
+        asked = keys.asked
+        await keyring.holder(f"Bearer {text}", 1.0)
+        return keys.asked - asked
+
+    assert asyncio.run(ask()) == 0
+
+
 @pytest.mark.parametrize("id_", ["0" * 25, "0" * 27, "A" * 26, "i" * 26, "é" * 26])
 def test_an_id_of_another_form_is_not_looked_up(id_: str) -> None:
     """Nobody has such a key: `new_id` writes no capitals, and no letter that is easily read as a digit."""
@@ -175,6 +194,40 @@ def test_a_body_is_refused_as_it_passes_the_limit() -> None:
     with pytest.raises(Problem) as stalled:
         asyncio.run(read_all(GuardedBody(received(part(60)), 100, 0.001)))
     assert stalled.value.status_code == 408
+
+
+def test_others_have_their_turns_while_a_body_is_unpacked() -> None:
+    """A small body may unpack to gigabytes."""
+
+    async def turns() -> list[str]:
+        done = list[str]()
+
+        async def other() -> None:
+            while True:
+                done.append("other")
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(other())
+        packed, receive = Gzip(), received({"type": "http.request", "body": gzip.compress(bytes(2**20))})
+        while (await packed.next(receive))["more_body"]:
+            done.append("part")
+        beside.cancel()
+        return done
+
+    done = asyncio.run(turns())
+    assert done.count("part") >= 15
+    assert not any(one == other == "part" for one, other in pairwise(done))
+
+
+def test_a_large_answer_is_handed_over_in_parts() -> None:
+    """Its request keeps its place until the reader has taken all but the last of them."""
+    whole = {"type": "http.response.body", "body": bytes(range(256)) * 2**11}
+    parts = list(_parts(whole))
+    assert [len(one["body"]) for one in parts] == [SENT_BYTES, SENT_BYTES]
+    assert [one["more_body"] for one in parts] == [True, False]
+    assert b"".join(one["body"] for one in parts) == whole["body"]
+    small = {"type": "http.response.body", "body": b"x", "more_body": True}
+    assert [*_parts(small)] == [small]
 
 
 WIDE = b"[" + b"[]," * MOST_OPENED + b"[]]"

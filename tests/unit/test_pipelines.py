@@ -123,6 +123,9 @@ def test_options_are_kept_as_they_were_checked() -> None:
     for field in ("options", "params"):
         with pytest.raises(InvalidInput, match=rf"^steps\.c\.{field}: must be a mapping, not list"):
             two.step("c", task="topic", of="a", **{field: [1]})  # type: ignore[arg-type]
+        for values in ({"template": "a\0{}"}, {"labels": ["a", "\0"]}, {"a\0": 1}):
+            with pytest.raises(InvalidInput, match=rf"^steps\.c\.{field}: has NUL"):
+                two.step("c", task="topic", of="a", **{field: values})  # type: ignore[arg-type]
     for name in ("", "a\0", "x" * 256, None):
         with pytest.raises(InvalidInput, match=r"^name: must be a name for the step"):
             two.step(name, task="topic", of="a")  # type: ignore[arg-type]

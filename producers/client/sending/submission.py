@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: The most characters of a job's name, which each list of jobs repeats, and of its idempotency key, which is indexed.
 MOST_JOB_NAME = 500
 
+#: NUL, for which the store keeps another character, and the mark between a tenant and its keys.
+_SEPARATORS = frozenset("\0\x1f")
+
 
 def lone_order(
     request: Request,
@@ -183,8 +186,8 @@ def new_job(
     if idempotency_key == "":  # an unset variable, by which all such submissions would be one job
         raise InvalidInput("idempotency_key", "is empty", "leave it out, or give a text that identifies the submission")
     name, idempotency_key = plain(name), plain(idempotency_key)
-    if idempotency_key is not None and "\0" in sendable(idempotency_key, "idempotency_key"):
-        raise InvalidInput("idempotency_key", "has NUL, which the store keeps as another character", "leave it out")
+    if idempotency_key is not None and _SEPARATORS.intersection(sendable(idempotency_key, "idempotency_key")):
+        raise InvalidInput("idempotency_key", "has NUL or U+001F, which the store cannot keep there", "leave it out")
     lives_s = None if ttl_s is None else as_float(ttl_s)
     if ttl_s is not None and (lives_s is None or not 0 < lives_s < math.inf):
         raise InvalidInput(

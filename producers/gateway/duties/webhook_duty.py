@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -31,9 +32,9 @@ log = logging.getLogger(__name__)
 #: Seconds between looks.
 LOOK_S = 1.0
 
-#: The number of messages that are under way at the same time, in all and to one host, and the time limit of each. A
-#: host that hangs holds up no other.
-AT_ONCE, OF_A_HOST = 16, 4
+#: The number of messages that are under way at the same time, in all, of a tenant and to a host, and the time limit of
+#: each. A host that hangs holds up no other, and a tenant with many such hosts no other tenant.
+AT_ONCE, OF_A_TENANT, OF_A_HOST = 16, 8, 4
 ATTEMPT_S = 10.0
 
 #: Seconds before the second attempt, the third, and so on: up to a quarter more, so that many failures at the same time
@@ -50,7 +51,7 @@ class WebhookDuty(Duty):
     def __init__(self, gateway: Gateway) -> None:
         super().__init__("webhooks", LOOK_S)
         self._gateway = gateway
-        self._under_way: dict[asyncio.Task[None], str] = {}  # with the host
+        self._under_way: dict[asyncio.Task[None], DueWebhook] = {}
         self._threads = ThreadPoolExecutor(AT_ONCE, "argosy webhook")
 
     def under_way(self) -> list[asyncio.Task[None]]:
@@ -58,12 +59,15 @@ class WebhookDuty(Duty):
 
     async def look(self) -> None:
         while self._gateway.settings.webhook_secrets and len(self._under_way) < AT_ONCE:
-            busy = [host for host, count in Counter(self._under_way.values()).items() if count >= OF_A_HOST]
-            found = await self._gateway.client.ask(lambda store: store.webhooks.take(1, 2 * ATTEMPT_S, busy))  # noqa: B023
+            hosts = _busy((due.host for due in self._under_way.values()), OF_A_HOST)
+            tenants = _busy((due.job.tenant for due in self._under_way.values()), OF_A_TENANT)
+            found = await self._gateway.client.ask(
+                lambda store: store.webhooks.take(1, 2 * ATTEMPT_S, hosts, tenants)  # noqa: B023 - run at once
+            )
             if not found:
                 return
             task = asyncio.create_task(self._advance(found[0]), name=f"argosy webhook of {found[0].job.id}")
-            self._under_way[task] = found[0].host
+            self._under_way[task] = found[0]
             task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -109,3 +113,7 @@ class WebhookDuty(Duty):
             return None, "the host's address is not public; --webhook-private allows it"
         except (*FAILURES, ValueError) as error:
             return None, f"cannot be reached: {error or type(error).__name__}"
+
+
+def _busy(names: Iterable[str], most: int) -> list[str]:
+    return [name for name, count in Counter(names).items() if count >= most]

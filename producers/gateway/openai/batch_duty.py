@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The number of batches that a gateway advances at the same time.
-AT_ONCE = 8
+#: The number of a tenant's batches that a gateway advances at the same time. A batch that waits for a limit of its
+#: tenant keeps its place.
+OF_A_TENANT = 4
 
 #: An upload that is incomplete after this time was interrupted. A day is longer than gateways' clocks differ.
 ABANDONED_S = 24 * 3600.0
@@ -32,7 +34,7 @@ class BatchDuty(Duty):
         super().__init__("batches", gateway.settings.batch_look_s)
         self._gateway = gateway
         self._under_way: dict[str, asyncio.Task[None]] = {}
-        self._places = asyncio.Semaphore(AT_ONCE)
+        self._places: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(OF_A_TENANT))
 
     def under_way(self) -> list[asyncio.Task[None]]:
         return list(self._under_way.values())
@@ -63,7 +65,7 @@ class BatchDuty(Duty):
 
     async def _advance(self, work: BatchJob) -> None:
         try:
-            async with self._places:
+            async with self._places[work.batch.tenant]:
                 await work.advance()
         except (ArgosyError, StoreError) as error:
             log.warning("batch %s cannot advance now and is tried again later: %s", work.batch.id, error)

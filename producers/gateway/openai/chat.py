@@ -53,7 +53,8 @@ async def completions(request: Request, gateway: Here, caller: Member) -> Respon
     usage = body.stream_options is not None and body.stream_options.include_usage is True
     # the first piece decides between an error's status and a stream
     stream, pieces, first = await while_there(request, _begun(gateway, caller, call, _names(body.limit)))
-    return Events(_chunks(call, stream, pieces, first, _names(body.limit), usage=usage))
+    chunks = _chunks(call, stream, pieces, first, _names(body.limit), usage=usage)
+    return Events(chunks, ended=lambda: gateway.later(stream.aclose()))
 
 
 def plan(catalogue: Catalogue, body: Mapping[str, Any], _: Detokenizer | None = None) -> Call:
@@ -123,7 +124,7 @@ async def _begun(
 async def _chunks(
     call: Call, stream: AsyncTextStream, pieces: AsyncIterator[str], first: str, names: Names, *, usage: bool
 ) -> AsyncIterator[bytes]:
-    """Yield an answer as events while it is written. If the reader disconnects, the item is cancelled."""
+    """Yield an answer as events while it is written. The stream is left open."""
     base = {"id": f"chatcmpl-{new_id()}", "created": int(time.time()), "model": call.task}
     base |= {"object": "chat.completion.chunk"} | ({"usage": None} if usage else {})
 
@@ -132,18 +133,17 @@ async def _chunks(
             None, {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]}
         )
 
-    async with stream:
-        yield chunk({"role": "assistant", "content": first})
-        try:
-            async for piece in pieces:
-                yield chunk({"content": piece})
-        except (ItemFailed, ItemExpired, ItemCancelled) as error:
-            yield event(None, openai_error(named_problem(error, names)))
-            return
-        result = stream.result or {}
-        yield chunk({}, result.get("finish_reason", "stop"))
-        if usage:
-            read, made = result.get("prompt_tokens", 0), result.get("completion_tokens", 0)
-            counts = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
-            yield event(None, {**base, "choices": [], "usage": counts})
-        yield b"data: [DONE]\n\n"
+    yield chunk({"role": "assistant", "content": first})
+    try:
+        async for piece in pieces:
+            yield chunk({"content": piece})
+    except (ItemFailed, ItemExpired, ItemCancelled) as error:
+        yield event(None, openai_error(named_problem(error, names)))
+        return
+    result = stream.result or {}
+    yield chunk({}, result.get("finish_reason", "stop"))
+    if usage:
+        read, made = result.get("prompt_tokens", 0), result.get("completion_tokens", 0)
+        counts = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        yield event(None, {**base, "choices": [], "usage": counts})
+    yield b"data: [DONE]\n\n"

@@ -19,6 +19,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 #: Values that ask for nothing, by the name of a parameter that is not served here.
 Unserved = Mapping[str, tuple[Any, ...]]
 
+#: What a form may have: a file, which is on a disk while it is read, and few fields.
+FORM_LIMITS: Final[Any] = {"max_files": 1, "max_fields": 20}
+
 #: The most characters of a name or a value that an error repeats.
 _SHOWN: Final = 200
 

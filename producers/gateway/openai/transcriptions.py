@@ -15,13 +15,13 @@ from producers.gateway.answers import Events, Json, event
 from producers.gateway.gateway import Here, Member
 from producers.gateway.openai.endpoint_calls import Call, Names, answered, checked, output_of, task_of
 from producers.gateway.openai.openai_answers import TranscriptText, VerboseTranscript
-from producers.gateway.openai.request_bodies import check_form
+from producers.gateway.openai.request_bodies import FORM_LIMITS, check_form
 from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import InlineBytes
 from results_store.records import Result
 
-router = APIRouter(prefix="/v1/audio/transcriptions", tags=["openai"])
+router = APIRouter(prefix="/v1/audio/transcriptions", tags=["openai"], form_limits=FORM_LIMITS)
 
 KIND = "automatic-speech-recognition"
 

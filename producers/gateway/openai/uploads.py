@@ -16,7 +16,7 @@ from producers.gateway.gateway import Gateway, Here, Member, Viewer
 from producers.gateway.keys import Caller
 from producers.gateway.openai import batch_answers
 from producers.gateway.openai.openai_answers import FileDeleted, FileList, FileView
-from producers.gateway.openai.request_bodies import check_form
+from producers.gateway.openai.request_bodies import FORM_LIMITS, check_form
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
 from producers.gateway.schemas import Word
@@ -24,7 +24,7 @@ from producers.wire.errors import InputTooLarge
 from producers.wire.messages import ID, new_id
 from results_store.gateway.gateway_files import StoredFile
 
-router = APIRouter(prefix="/v1/files", tags=["openai"])
+router = APIRouter(prefix="/v1/files", tags=["openai"], form_limits=FORM_LIMITS)
 
 _ID = re.compile(rf"file-{ID}(-output|-error)?")
 

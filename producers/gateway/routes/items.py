@@ -20,12 +20,12 @@ from producers.gateway.keys import Caller
 from producers.gateway.openapi import api_answers
 from producers.gateway.openapi.schema_of import answer_of
 from producers.gateway.problems import Problem
-from producers.gateway.routes.jobs import submit_job
+from producers.gateway.routes.jobs import naming, submit_job
 from producers.gateway.schemas import NewOne, SubmissionOptions, input_of
 from producers.gateway.views import item_view
 from producers.wire.errors import InvalidInput, ResultTimeout
 from producers.wire.messages import ID
-from results_store.errors import UnknownJob
+from results_store.errors import StoreError, UnknownJob
 from results_store.records import Result
 
 router = APIRouter(prefix="/api/items", tags=["items"])
@@ -62,9 +62,12 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Member) 
         tenant=caller.tenant,
     )
     gateway.keep(handle)
-    rows = await while_there(request, _arrived(gateway, handle, body.wait_s))
     id_, expected = f"{handle.job}.{handle.seq}.{len(handle.tasks)}", len(handle.tasks)
-    return _answer(id_, rows, expected, await _paused(gateway, handle.job, rows, expected))
+    try:
+        rows = await while_there(request, _arrived(gateway, handle, body.wait_s))
+        return _answer(id_, rows, expected, await _paused(gateway, handle.job, rows, expected))
+    except StoreError:  # the item is accepted: sent again, it would be computed twice
+        return _answer(id_, [], expected)
 
 
 @router.get("/{item}", responses=_ANSWERS)
@@ -105,7 +108,8 @@ async def _submit_told(request: Request, body: NewOne, gateway: Gateway, caller:
     options.webhook = body.webhook
     item = NewItem(input_of(body.input, "input") if files else body.input, body.key, origin="input")
     job = await submit_job(gateway, caller, options, [item])
-    expected = (await job.progress()).total
+    with naming(job.id):
+        expected = (await job.progress()).total
     rows = await while_there(request, _stored(gateway, caller, job.id, 0, expected, body.wait_s))
     return _answer(f"{job.id}.0.{expected}", rows, expected, await _paused(gateway, job.id, rows, expected))
 

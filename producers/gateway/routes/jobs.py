@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -32,6 +33,7 @@ from producers.gateway.schemas import (
 from producers.gateway.views import job_view, webhook_view
 from producers.wire.errors import InputTooLarge, InvalidInput
 from producers.wire.messages import Priority
+from results_store.errors import StoreError
 from results_store.records import JobFilter, JobStatus
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
@@ -88,10 +90,10 @@ async def submit_lines(
         count = 0
         async for line in _lines(request, gateway.settings.max_body_bytes):
             count += 1
-            if not line.strip():
-                continue
             if count > gateway.settings.max_items:
                 raise _too_many(gateway)
+            if not line.strip():
+                continue
             yield _parsed(line, f"line {count}", files=files)
 
     def noting(id_: str, _: int) -> None:
@@ -176,12 +178,24 @@ async def submit_job(
         tenant=caller.tenant,
     )
     if url is not None:
-        await gateway.client.ask(lambda store: store.webhooks.add(job.id, url))
+        with naming(job.id):
+            await gateway.client.ask(lambda store: store.webhooks.add(job.id, url))
     return job
 
 
+@contextmanager
+def naming(job: str) -> Iterator[None]:
+    """Let an error of the store name the job whose items are accepted: sent again, they would be another job."""
+    try:
+        yield
+    except StoreError as error:
+        error.job = job  # as the client's errors have it
+        raise
+
+
 async def _accepted(job: AsyncJob) -> Response:
-    progress: JobStatus = await job.progress()
+    with naming(job.id):
+        progress: JobStatus = await job.progress()
     rejected = [{"seq": one.seq, "key": one.key, "error": str(one.error)} for one in job.rejected[:LISTED]]
     view = job_view(progress) | {"rejected": rejected, "rejected_count": job.rejected_count}
     return Json(view, 202, {"Location": f"/api/jobs/{job.id}"})
@@ -231,7 +245,8 @@ def _check_type(request: Request) -> None:
 
 def _too_many(gateway: Gateway) -> Problem:
     limit = gateway.settings.max_items
-    return Problem(413, "TooManyItems", f"more than {limit:,} items in one job", remedy="submit several jobs")
+    detail = f"more than {limit:,} items in one job, or lines of its body"
+    return Problem(413, "TooManyItems", detail, remedy="submit several jobs")
 
 
 def place_of(before: str | None) -> tuple[float, str] | None:

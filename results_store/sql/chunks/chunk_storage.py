@@ -123,6 +123,8 @@ def not_in_chunks_of(connection: Connection, rows: Sequence[Result], owners: Col
     The caller has the locks of the jobs' envelopes at work.
     """
     seqs = [row.seq for row in rows if row.job in owners]
+    if not seqs:
+        return rows
     near = result_chunks.c.first.between(min(seqs) - SPAN, max(seqs))
     return _without_stored(connection, rows, owners, near)
 

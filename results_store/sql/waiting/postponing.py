@@ -172,7 +172,7 @@ def ready(connection: Connection, at: float) -> list[ColumnElement[bool]]:
     The pauses divide the index of `paused_by` into ranges, so what is
     paused is not looked at, however much it is.
     """
-    unleased = or_(envelopes.c.leased_until.is_(None), envelopes.c.leased_until < at)
+    unleased = _unleased(at)
     conditions = [and_(PUBLISHED, envelopes.c.due_at <= at, unleased)]
     subjects = connection.execute(select(pauses.c.subject).order_by(pauses.c.subject)).scalars().all()
     by = envelopes.c.paused_by
@@ -180,3 +180,13 @@ def ready(connection: Connection, at: float) -> list[ColumnElement[bool]]:
         between = [by.is_not(None) if after is None else by > after, *([] if before is None else [by < before])]
         conditions.append(and_(PUBLISHED, *between, unleased))
     return conditions
+
+
+def waiting(at: float) -> list[ColumnElement[bool]]:
+    """Return the conditions of envelopes that wait: for their time, or for the end of a pause."""
+    return [and_(PUBLISHED, envelopes.c[name].is_not(None), _unleased(at)) for name in ("due_at", "paused_by")]
+
+
+def _unleased(at: float) -> ColumnElement[bool]:
+    # by no index: that of the leases holds all that is published
+    return or_(envelopes.c.leased_until.is_(None), envelopes.c.leased_until < at)
