@@ -20,7 +20,9 @@ from producers.client.async_client import AsyncClient
 from producers.client.async_handles import AsyncHandle
 from producers.client.sending import full_fleet, intake, outbox
 from producers.client.sending.orders import Order
+from producers.client.text_streams import Subscription
 from producers.wire import packing, publisher
+from producers.wire.catalogue import Catalogue
 from producers.wire.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -29,13 +31,15 @@ from producers.wire.errors import (
     ItemFailed,
     Overloaded,
     ResultTimeout,
+    StreamRestarted,
 )
 from producers.wire.messages import Priority
-from producers.wire.queues import redis_key
+from producers.wire.queues import done_channel, redis_key, text_channel
 from results_store.errors import StoreUnavailable
-from results_store.records import EnvelopeState, JobStatus, ResultState
+from results_store.records import EnvelopeState, JobStatus, Result, ResultState
 from results_store.store import Store
 from tests.conftest import free_port
+from tests.end_to_end.processes import until
 from tests.integration.stand_in import FAILS, StandIn
 
 T = TypeVar("T")
@@ -535,6 +539,92 @@ def test_a_refused_queue_refuses_only_its_own_items(run: Run, broker_url: str, s
     with Redis.from_url(broker_url) as redis:
         redis.set(redis_key("vision", Priority.STANDARD), "a string")
     run(scenario)
+
+
+# --- texts in pieces ---
+
+CHAT = Catalogue.builtin().with_models({"writer": {"tasks": {"chat": "text-generation"}}}, where="fleet.toml")
+
+
+def test_a_text_that_is_begun_anew_ends_its_stream(broker_url: str, store_url: str, store: Store) -> None:
+    """Pieces of two texts are not mixed; the whole answer stands in the result."""
+
+    async def main() -> None:
+        async with (
+            AsyncClient(broker_url, store_url, catalogue=CHAT) as client,
+            await client.stream("chat", "a") as stream,
+        ):
+            handle = stream._handle
+            assert handle is not None
+            (carrier,) = handle._pending.carriers
+            row = Result(
+                job=handle.job,
+                seq=handle.seq,
+                task="chat",
+                envelope=carrier.envelope,
+                state=ResultState.SUCCEEDED,
+                output={"text": "In the beginning"},
+            )
+            with Redis.from_url(broker_url) as redis:
+                redis.publish(text_channel(handle.job, handle.seq), b'[0, "Once "]')
+                redis.publish(text_channel(handle.job, handle.seq), b'[0, "In the "]')
+                pieces = aiter(stream)
+                assert await anext(pieces) == "Once "
+                store.commit([row], done=[carrier.envelope])
+                redis.publish(done_channel(handle.job), carrier.envelope)
+                with pytest.raises(StreamRestarted):
+                    await anext(pieces)
+            assert stream.result == {"text": "In the beginning"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("store")
+def test_a_stream_that_nobody_reads_is_not_heard_any_more(broker_url: str, store_url: str) -> None:
+    """The worker then ends the item by itself."""
+
+    async def main() -> None:
+        async with AsyncClient(broker_url, store_url, catalogue=CHAT) as client:
+            stream = await client.stream("chat", "a")
+            with Redis.from_url(broker_url) as redis:
+                assert len(redis.pubsub_channels("argosy.text.*")) == 1
+                del stream
+                await asyncio.to_thread(until, lambda: not redis.pubsub_channels("argosy.text.*"))
+            assert not client._link.listener._hearers
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_stream_that_is_cancelled_while_it_opens_is_not_heard_any_more(
+    broker_url: str, store_url: str, monkeypatch: pytest.MonkeyPatch, *, heard: bool
+) -> None:
+    """Whether it was cancelled before or after its thread subscribed."""
+    open_, entered, released = Subscription.open, threading.Event(), threading.Event()
+
+    def slowly(subscription: Subscription) -> None:
+        if heard:
+            open_(subscription)
+        entered.set()
+        released.wait(20)
+        if not heard:
+            open_(subscription)
+
+    monkeypatch.setattr(Subscription, "open", slowly)
+
+    async def main() -> None:
+        async with AsyncClient(broker_url, store_url, catalogue=CHAT) as client:
+            opening = asyncio.ensure_future(client.stream("chat", "a"))
+            await asyncio.to_thread(entered.wait)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            released.set()
+            await client.check()
+        assert not client._link._listener or not client._link._listener._hearers
+
+    asyncio.run(main())
 
 
 # --- what is away ---

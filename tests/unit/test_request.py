@@ -103,6 +103,20 @@ def test_only_what_writes_can_be_read_in_pieces() -> None:
         check("topic").streamed()
 
 
+@pytest.mark.parametrize("own", [{"temperature": 1}, {}])
+def test_a_text_that_is_read_in_pieces_has_a_seed(own: dict[str, Any]) -> None:
+    """Another worker that begins it anew writes the same text. The likeliest tokens need none."""
+    tasks = {"chat": {"kind": "text-generation", "params": {} if own else {"temperature": 1}}}
+    catalogue = Catalogue.builtin().with_models({"m": {"tasks": tasks}}, where="fleet.toml")
+    first, second = (
+        Request.check(catalogue, "chat", priority="standard", params=own).streamed().params["chat"] for _ in range(2)
+    )
+    assert 0 <= first["seed"] < 2**63
+    assert first["seed"] != second["seed"]
+    likeliest = Request.check(catalogue, "chat", priority="standard", params={"temperature": 0}).streamed()
+    assert likeliest.params == {"chat": {"temperature": 0, "stream": True}}
+
+
 def test_an_unknown_task_is_its_own_error() -> None:
     """A caller can tell a wrong name from a wrong input."""
     with pytest.raises(UnknownTask):
