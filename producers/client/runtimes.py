@@ -105,7 +105,7 @@ class Runtime:
         mine: Future[T] = Future()
         if len(self._brief) >= THREADS and key not in self._brief:
             raise TimeoutError
-        answer = self._brief.setdefault(key, mine)
+        answer: Future[T] = self._brief.setdefault(key, mine)
         if answer is mine:
             try:
                 threading.Thread(target=self._answer, args=(key, mine, call), name="argosy call", daemon=True).start()
