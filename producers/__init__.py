@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Overloaded,
         RateLimited,
         ResultTimeout,
+        StreamRestarted,
         UnknownTask,
     )
     from producers.wire.messages import InlineBytes, PathInput, Priority, UrlInput
@@ -100,6 +101,7 @@ __all__ = [
     "SchemaMismatch",
     "StoreError",
     "StoreUnavailable",
+    "StreamRestarted",
     "SubmissionConflict",
     "TooManyChanges",
     "Tree",
@@ -130,6 +132,7 @@ _HOMES = {
         "Overloaded",
         "RateLimited",
         "ResultTimeout",
+        "StreamRestarted",
         "UnknownTask",
     ),
     "producers.client.handles": ("Handle", "Job", "value"),

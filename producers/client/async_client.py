@@ -205,13 +205,13 @@ class AsyncClient(OfThisProcess):
         options = {"priority": "interactive", **options}
         _, order, pending = self._ordered(await self.catalogue(), promise, task, input, streamed=True, **options)
         stream = AsyncTextStream(self._link)
-        await stream.subscribe(pending)
         try:
+            await stream.subscribe(pending)
             await self._send(order, promise)
+            return stream.follow(AsyncHandle(self._link, pending, single=True))
         except BaseException:
             await stream.aclose()
             raise
-        return stream.follow(AsyncHandle(self._link, pending, single=True))
 
     async def _send(self, order: Order, promise: Promise) -> None:
         with submitting(order.request.names, order.request.priority, items=1) as order.trace:

@@ -33,6 +33,9 @@ OUTAGE_S = 60.0
 #: The part of the time that may be spent on looking for new results of a job.
 LOOK_SHARE = 0.2
 
+#: The most seconds that a timeout may take longer, to tell what holds the work up.
+EXPLAINED_S = 1.0
+
 
 class AsyncHandle(OfThisProcess):
     """One submitted item. Any number of tasks may await it; ``await handle`` is short for ``await handle.result()``.
@@ -205,7 +208,7 @@ class AsyncWatched(OfThisProcess):
         deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         unfinished = ResultTimeout(f"job {self.id}: not finished within {timeout_s} s; the work goes on. Wait again")
         outage = Outage(deadline)
-        async with self._link.runtime.limit(deadline, unfinished), self._following() as changed:
+        async with self._link.runtime.limit(deadline, unfinished), self._following() as (changed, listener):
             while True:
                 changed.clear()
                 started = time.monotonic()
@@ -214,7 +217,7 @@ class AsyncWatched(OfThisProcess):
                 except StoreUnavailable:
                     if outage.is_over():
                         raise
-                    await self._pause(changed, notices.FALLBACK_S, deadline)
+                    await self._pause(listener, changed, notices.FALLBACK_S, deadline)
                     continue
                 outage.ended()
                 looked_s = time.monotonic() - started
@@ -224,7 +227,7 @@ class AsyncWatched(OfThisProcess):
                     return status
                 if time.monotonic() >= deadline:
                     raise unfinished
-                await self._pause(changed, notices.LOOK_EVERY_S, deadline, looked_s)
+                await self._pause(listener, changed, notices.LOOK_EVERY_S, deadline, looked_s)
 
     async def cancel(self) -> JobStatus:
         """Cancel the items that are not computed yet. They end as ``cancelled`` when their turn comes."""
@@ -248,22 +251,27 @@ class AsyncWatched(OfThisProcess):
             after = (rows[-1].seq, rows[-1].task)
 
     @asynccontextmanager
-    async def _following(self) -> AsyncIterator[Event]:
-        """Yield an event that is set at every notice of the job."""
+    async def _following(self) -> AsyncIterator[tuple[Event, notices.Listener]]:
+        """Yield an event that is set at every notice of the job, and the listener for the notices."""
         runtime, changed = self._link.runtime, self._link.runtime.event()
         listener = await runtime.call(lambda: self._link.listener)
         try:
             await runtime.call(lambda: listener.follow(self.id, changed.set))
-            yield changed
+            yield changed, listener
         finally:
             listener.unfollow(self.id, changed.set)
 
     async def _pause(
-        self, changed: Event, pause_s: float, deadline: float = float("inf"), looked_s: float = 0.0
+        self,
+        listener: notices.Listener,
+        changed: Event,
+        pause_s: float,
+        deadline: float = float("inf"),
+        looked_s: float = 0.0,
     ) -> None:
         """Wait for a notice, or until a look of `looked_s` is due without one, and until `pause_s` have passed."""
         runtime, started = self._link.runtime, time.monotonic()
-        quiet_s = max(self._link.listener.quiet_s(looked_s), pause_s)
+        quiet_s = max(listener.quiet_s(looked_s), pause_s)
         if await runtime.happened(changed, min(quiet_s, deadline - started)):
             await runtime.sleep(min(started + pause_s, deadline) - time.monotonic())
 
@@ -284,7 +292,7 @@ class AsyncJob(AsyncWatched):
     async def as_completed(self) -> AsyncIterator[Result]:
         """Yield each result once, soon after it is stored, until the job is finished. Raises UnknownJob."""
         unseen = UnseenResults()
-        async with self._following() as changed:
+        async with self._following() as (changed, listener):
             while True:
                 changed.clear()
                 started = time.monotonic()
@@ -295,7 +303,8 @@ class AsyncJob(AsyncWatched):
                     yield row
                 if status.finished:
                     return
-                await self._pause(changed, max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE), looked_s=looked_s)
+                pause_s = max(notices.LOOK_EVERY_S, looked_s / LOOK_SHARE)
+                await self._pause(listener, changed, pause_s, looked_s=looked_s)
 
     async def _fresh(self, unseen: UnseenResults) -> list[Result]:
         counts = await self._link.ask(lambda store: store.spread(self.id, BLOCK))
@@ -308,10 +317,14 @@ class AsyncJob(AsyncWatched):
 
 
 async def _held_up(link: FleetLink, job: str) -> str:
-    """Return the pauses and retries that a job waits for, as a sentence; empty if the store does not answer."""
+    """Return the pauses and retries that a job waits for, as a sentence; empty if the store does not answer soon."""
+
+    def ask() -> str:
+        found = [*map(str, link.store.pauses.holding(job))]
+        postponed = link.store.retried_work(job)
+        return "; ".join([*found, *([str(postponed)] if postponed else [])])
+
     try:
-        found = [*map(str, await link.ask(lambda store: store.pauses.holding(job)))]
-        postponed = await link.ask(lambda store: store.retried_work(job))
-    except StoreUnavailable:
+        return await link.runtime.briefly(("held up", job), ask, EXPLAINED_S)
+    except Exception:  # noqa: BLE001 - the caller's time has passed, which is the error to tell
         return ""
-    return "; ".join([*found, *([str(postponed)] if postponed else [])])

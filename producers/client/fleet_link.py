@@ -91,6 +91,7 @@ class FleetLink:
         """Forget everything that belongs to the parent, in a forked child. Store and publisher do so themselves."""
         self.process = os.getpid()
         self._lock = threading.RLock()
+        self._opening = threading.Lock()  # of streams: held over the network, while others take what is open
         self._listener: Listener | None = None
         self._streams: dict[str, Stream] = {}  # two processes must not number the items of one stream
         self._blobs: Blobs | None = None
@@ -166,7 +167,7 @@ class FleetLink:
         """Create the stream's job and subscribe to its notices. Raises BrokerUnavailable or StoreUnavailable."""
         if stream.open and not again:
             return
-        with self._lock:
+        with self._opening:
             self.publisher.check()  # creates no job if the broker is away
             self.store.create_job(stream.job)
             self.listener.start(stream.job.id)

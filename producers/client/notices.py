@@ -9,6 +9,7 @@ lost, and at intervals without a notice, because Redis does not promise delivery
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 import weakref
@@ -68,6 +69,7 @@ class Listener:
         self._control = done_channel(new_id())  # a message here wakes the listener's own thread
         self._followers: dict[str, list[Callable[[], object]]] = {}  # by channel
         self._hearers: dict[str, tuple[Callable[[bytes], object], threading.Event]] = {}  # of texts, by channel
+        self._dropped: queue.SimpleQueue[str] = queue.SimpleQueue()  # channels of hearers that were collected
         self._subscribed: set[str] = set()
         self._awaited: dict[str, dict[int, weakref.ref[PendingResult]]] = {}  # by envelope and item
         self._lock = threading.Lock()
@@ -143,6 +145,10 @@ class Listener:
         with self._lock:
             self._hearers.pop(channel, None)
         self._wake()
+
+    def drop(self, channel: str) -> None:
+        """Hear a channel no longer, soon. It takes no lock, so that a finalizer may call it anywhere."""
+        self._dropped.put(channel)
 
     def look_up(self, pending: Iterable[PendingResult]) -> None:
         """Read these items' rows together, and settle the complete items. Errors go to the waiting callers."""
@@ -255,6 +261,8 @@ class Listener:
 
     def _align(self, subscription: PubSub) -> None:
         with self._lock:
+            while not self._dropped.empty():
+                self._hearers.pop(self._dropped.get(), None)
             wanted = set(self._followers) | set(self._hearers)
         if new := wanted - self._subscribed:
             subscription.subscribe(*new)

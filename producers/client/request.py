@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,11 @@ class Request:
         task = self.tasks[0]
         if not self.single or "stream" not in task.kind.params.__struct_fields__:
             raise InvalidInput("task", f"{task.name!r} writes no text to read in pieces", "use `submit`")
-        return replace(self, params={task.name: {**self.params.get(task.name, {}), "stream": True}})
+        own = {**self.params.get(task.name, {}), "stream": True}
+        chosen = {**task.params, **own}
+        if chosen.get("temperature") and chosen.get("seed") is None:
+            own["seed"] = secrets.randbits(63)  # a worker that begins the answer anew writes the same text
+        return replace(self, params={task.name: own})
 
     def deadline_at(self, now: float) -> float | None:
         """Return the time after which items are not computed any more, by the clock of `now`, the submission's time."""

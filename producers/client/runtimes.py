@@ -49,13 +49,16 @@ Queue: TypeAlias = queue.SimpleQueue[Any] | asyncio.Queue[Any]
 
 
 class Runtime:
-    """Wait by blocking the calling thread. Stateless: any number of threads may share it.
+    """Wait by blocking the calling thread. Any number of threads may share it.
 
     A wait longer than `timeout_s` raises TimeoutError.
     """
 
     #: The types of series that `submit_many` takes.
     series: tuple[type, ...] = (Iterable,)
+
+    def __init__(self) -> None:
+        self.start_anew()
 
     def deliver(self, calls: Sequence[Callable[[], object]], /) -> None:
         """Run the callbacks of a thread of the client."""
@@ -94,6 +97,31 @@ class Runtime:
         """Make a call that reads. In an event loop, all who ask by the same key before it begins get its answer."""
         return await self.call(call)
 
+    async def briefly(self, key: Hashable, call: Callable[[], T], timeout_s: float) -> T:
+        """Wait for the answer of a call that reads, with all who ask by the same key. The call may take longer.
+
+        Raises TimeoutError, at once if too many calls take longer.
+        """
+        mine: Future[T] = Future()
+        if len(self._brief) >= THREADS and key not in self._brief:
+            raise TimeoutError
+        answer: Future[T] = self._brief.setdefault(key, mine)
+        if answer is mine:
+            try:
+                threading.Thread(target=self._answer, args=(key, mine, call), name="argosy call", daemon=True).start()
+            except BaseException:
+                self._brief.pop(key, None)
+                raise
+        return answer.result(timeout_s)
+
+    def _answer(self, key: Hashable, answer: Future[T], call: Callable[[], T]) -> None:
+        try:
+            outcome: object = call()
+        except BaseException as error:  # noqa: BLE001 - callers wait for any error
+            outcome = error
+        self._brief.pop(key, None)
+        settle(answer, outcome)
+
     async def sleep(self, seconds: float) -> None:
         time.sleep(max(0.0, seconds))  # noqa: ASYNC251 - not in an event loop
 
@@ -116,6 +144,7 @@ class Runtime:
 
     def start_anew(self) -> None:
         """Forget the threads and the loop of the parent, in a forked child."""
+        self._brief: dict[Hashable, Future[Any]] = {}
 
 
 def timeout_of(timeout_s: object) -> float | None:
@@ -142,10 +171,8 @@ class LoopRuntime(Runtime):
 
     series = (Iterable, AsyncIterable)
 
-    def __init__(self) -> None:
-        self.start_anew()
-
     def start_anew(self) -> None:
+        super().start_anew()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._unbegun: dict[Hashable, asyncio.Future[Any]] = {}
@@ -225,6 +252,10 @@ class LoopRuntime(Runtime):
             self._unbegun[key] = shared
         answer: T = await asyncio.shield(shared)
         return answer
+
+    async def briefly(self, key: Hashable, call: Callable[[], T], timeout_s: float) -> T:
+        async with asyncio.timeout(timeout_s):
+            return await self.share(key, call)
 
     async def _share(self, key: Hashable, call: Callable[[], T], after: asyncio.Future[Any] | None) -> T:
         """Make a call for all who have asked for it, after the one before it: the calls of many take one thread."""

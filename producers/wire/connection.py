@@ -44,7 +44,9 @@ _EXAMPLES: Mapping[Part, str] = {
     "store": "sqlite:////var/lib/argosy/store.db or postgresql://user@host/argosy",
 }
 _TENANT = re.compile(r"[A-Za-z0-9._@:+-]{0,64}")
-_USER_AND_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):.*@", re.DOTALL)
+_SCHEME_AND_USER = re.compile(r"[^:/@=\s]+://[^:/@]*")
+_NO_PORT = re.compile(r":(?!\d*(?:[/?;,]|$))")
+_MAY_HOLD_PASSWORD = re.compile(rf"[@=]|{_NO_PORT.pattern}")
 _PASSWORD_IN_QUERY = re.compile(r"([?&][^=&]*password=)[^&]*", re.IGNORECASE)
 
 #: The beginnings of the variables that hold an address or a password of broker, store, blob storage, gateway or Flower:
@@ -259,8 +261,20 @@ def checked_tenant(name: object, field: str = "tenant") -> str:
 
 
 def masked(url: str) -> str:
-    """Return `url` for people and logs, with ``***`` as its password. Hides too much rather than too little."""
-    return _PASSWORD_IN_QUERY.sub(r"\1***", _USER_AND_PASSWORD.sub(r"\1:***@", url))
+    """Return `url` for people and logs, with ``***`` as its password. Hides too much rather than too little.
+
+    Of text that is no URL nothing is shown if it may hold a password: it may be a URL with a mistake in its scheme.
+    """
+    beginning = _SCHEME_AND_USER.match(url)
+    if beginning is None:
+        return "***" if _MAY_HOLD_PASSWORD.search(url) else url
+    user, end = beginning[0], beginning.end()
+    login, at, place = url.rpartition("@")
+    if at and ":" in login[end:]:
+        url = f"{user}:***@{place}"
+    elif not at and not user.endswith("[") and _NO_PORT.match(url, end):  # a host is missing; [ begins one of IPv6
+        url = f"{user}:***"
+    return _PASSWORD_IN_QUERY.sub(r"\1***", url)
 
 
 def with_password(url: str, password: str) -> str:

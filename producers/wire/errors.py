@@ -168,5 +168,9 @@ class ItemCancelled(ArgosyError):
     """An item was cancelled before it was computed."""
 
 
+class StreamRestarted(ArgosyError):
+    """The answer of a stream was begun anew and is another text than its pieces; it stands in the stream's `result`."""
+
+
 class ItemExpired(ArgosyError):
     """An item's deadline passed before it was computed."""

@@ -108,7 +108,7 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, Mapping):
         return {plain(name): plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return [plain(inner) for inner in value]
     if isinstance(value, str):
         return str.__str__(value)  # `str` of an enum's member would be its name
@@ -289,10 +289,9 @@ def _check_json(value: object, limits: Limits, field: str) -> Input:
     try:
         for place, problem in json_schema.not_json(given):
             raise InvalidInput(json_schema.within(field, place), problem, "give it JSON")
-        converted: list[object] = []
-        given = msgspec.to_builtins(given, enc_hook=partial(_as_builtin, converted.append))
-        if converted and (fault := next(json_schema.not_json(given), None)):
-            raise InvalidInput(json_schema.within(field, fault[0]), fault[1], "give it JSON")
+        given = msgspec.to_builtins(given, enc_hook=_as_builtin)
+        for place, problem in json_schema.not_json(given):  # the parts of arrays, sets and objects with fields
+            raise InvalidInput(json_schema.within(field, place), problem, "give it JSON")
         size = len(msgspec.json.encode(given))
     except RecursionError as error:
         raise InvalidInput(field, "is nested too deeply", "send a flatter object") from error
@@ -303,9 +302,8 @@ def _check_json(value: object, limits: Limits, field: str) -> Input:
     return JsonInput(given)
 
 
-def _as_builtin(note: Callable[[object], object], value: Any) -> object:
+def _as_builtin(value: Any) -> object:
     """Return a value that msgspec does not know as Python's own. Raises TypeError."""
-    note(value)
     if isinstance(value, str):
         return str.__str__(value)
     if hasattr(value, "tolist"):

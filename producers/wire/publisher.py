@@ -247,26 +247,37 @@ class Publisher:
             self.redis.set("argosy.probe", b"", px=1)
 
     def publish(self, messages: Sequence[Message]) -> None:
+        """Push all messages as `push` does. Raises BrokerUnavailable or Overloaded; some may have been pushed."""
+        for refusal in self.push(messages):
+            if refusal is not None:
+                raise refusal
+
+    def push(self, messages: Sequence[Message]) -> list[BrokerUnavailable | Overloaded | None]:
         """Push all messages in one round trip, which also looks at the live nodes if that is due.
 
-        Raises BrokerUnavailable or Overloaded; some may have been pushed.
+        Return the refusal of each message, None if Redis took it. Raises BrokerUnavailable or Overloaded if there is no
+        answer for each of several; some may have been pushed.
         """
         redis, look = self.redis, self._nodes.due
         try:
             if len(messages) == 1 and not look:  # a lone interactive item: no pipeline to set up
                 with as_unavailable(redis):
                     redis.lpush(*messages[0])
-                return
+                return [None]
             with as_unavailable(redis), redis.pipeline(transaction=False) as pipeline:
                 for key, data in messages:
                     pipeline.lpush(key, data)
                 asked = self._nodes.ask(pipeline) if look else []
-                answers = pipeline.execute()
-            if look:
-                self._nodes.hear(asked, answers[len(messages) :])
+                answers = pipeline.execute(raise_on_error=False)
         except (BrokerUnavailable, Overloaded):
             self._doubtful = True
             raise
+        refusals = [_refusal(redis, answer) for answer in answers]
+        if any(refusals):
+            self._doubtful = True
+        if look and not any(refusals[len(messages) :]):
+            self._nodes.hear(asked, answers[len(messages) :])
+        return refusals[: len(messages)]
 
     def close(self) -> None:
         """Close the connections. The publisher connects again on the next use."""
@@ -358,6 +369,17 @@ def as_unavailable(redis: Redis) -> Iterator[None]:
         if isinstance(error, Silent):
             redis.connection_pool.disconnect(inuse_connections=False)  # the idle ones may be as silent
         raise BrokerUnavailable(f"{_where(redis)}: {error}; {remedy(error)}") from error
+
+
+def _refusal(redis: Redis, answer: object) -> BrokerUnavailable | Overloaded | None:
+    """Return the error for an answer that is one of redis-py's errors."""
+    if not isinstance(answer, Exception):
+        return None
+    try:
+        with as_unavailable(redis):
+            raise answer
+    except (BrokerUnavailable, Overloaded) as error:
+        return error
 
 
 def _said(error: Exception) -> str:

@@ -66,7 +66,10 @@ def sentinels(url: str) -> Sentinels | None:
     parts = [urlsplit(one) for one in url.split(";")]
     options = dict(option for part in parts for option in parse_qsl(part.query))
     known = ("master_name", "sentinel_username", "sentinel_password")
-    hosts = [(part.hostname, part.port or 26379) for part in parts if part.hostname and part.scheme == SENTINEL]
+    try:
+        hosts = [(part.hostname, part.port or 26379) for part in parts if part.hostname and part.scheme == SENTINEL]
+    except ValueError:  # its text has the port, which may be a password without its host
+        raise ValueError(f"write it like {SENTINEL_EXAMPLE}, with a number as each port") from None
     logins = {(part.username, part.password) for part in parts if part.username or part.password}
     paths = {part.path.strip("/") for part in parts} - {""} or {"0"}
     alike = len(logins) <= 1 and len(paths) == 1 and all(path.isdecimal() for path in paths)

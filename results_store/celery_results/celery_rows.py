@@ -6,7 +6,7 @@ Times are by the store's clock, except `done_at`, Celery's own time of a task's 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import BigInteger, Connection, Table, delete, func, literal, or_, select, update
@@ -105,10 +105,15 @@ def add_to_chord(connection: Connection, id_: str) -> None:
     connection.execute(added.values(added=celery_chords.c.added + 1, updated_at=clock()))
 
 
-def return_parts(connection: Connection, parts: Sequence[ChordPart], claim_s: float) -> set[tuple[str, str]]:
-    """Count the new parts; return the (chord, task) pairs that find their chord complete and claim it."""
+def return_parts(
+    connection: Connection, parts: Sequence[ChordPart], claim_s: float, own: Mapping[str, float]
+) -> dict[tuple[str, str], float]:
+    """Count the new parts; return the (chord, task) pairs that find their chord complete and claim it, with the claims.
+
+    `own` are claims of this process, by chord, that it may have written without knowing.
+    """
     if not parts:
-        return set()
+        return {}
     chords = sorted({part.chord for part in parts})
     open_ = _open_chords(connection, chords)
     rows = [asdict(part) for part in parts if part.chord in open_]
@@ -122,17 +127,20 @@ def return_parts(connection: Connection, parts: Sequence[ChordPart], claim_s: fl
         counted = update(celery_chords).where(celery_chords.c.id == chord)
         connection.execute(counted.values(returned=celery_chords.c.returned + count, updated_at=clock()))
     last = {part.chord: part for part in parts}
-    claimed = [chord for chord in open_ if _claim(connection, last[chord], claim_s)]
-    return {(chord, last[chord].task) for chord in claimed}
+    claims = {chord: _claim(connection, last[chord], claim_s, own.get(chord)) for chord in open_}
+    return {(chord, last[chord].task): until for chord, until in claims.items() if until is not None}
 
 
-def _claim(connection: Connection, part: ChordPart, claim_s: float) -> bool:
+def _claim(connection: Connection, part: ChordPart, claim_s: float, own: float | None) -> float | None:
+    """Claim a part's chord; return the end of the claim, or None if it is incomplete or another's."""
     size = func.coalesce(celery_chords.c.size, literal(part.size, BigInteger))
     until = celery_chords.c.claimed_until
-    free = or_(until.is_(None), until < clock(), until > clock() + claim_s)  # the last if a clock was wrong
+    # the third if a clock was wrong
+    free = or_(until.is_(None), until < clock(), until > clock() + claim_s, until == own)
     complete = celery_chords.c.returned >= size + celery_chords.c.added
     mine = (celery_chords.c.id == part.chord, celery_chords.c.done_at.is_(None), free, complete)
-    return connection.execute(update(celery_chords).where(*mine).values(claimed_until=clock() + claim_s)).rowcount > 0
+    claimed = update(celery_chords).where(*mine).values(claimed_until=clock() + claim_s)
+    return connection.execute(claimed.returning(until)).scalar_one_or_none()
 
 
 def chord_parts(connection: Connection, id_: str) -> list[tuple[str, str, str]]:

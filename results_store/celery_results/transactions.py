@@ -44,6 +44,7 @@ class CeleryResults:
         self._database = Database(url, timeout_s=timeout_s)
         self._claim_s = claim_s
         self._waiting: list[_Write] = []
+        self._claims: dict[str, float] = {}  # by chord: written by a transaction whose outcome is not known
         self._entrance = threading.Lock()
         self._turn = threading.Lock()
 
@@ -125,6 +126,8 @@ class CeleryResults:
             while not write.settled:
                 with self._entrance:
                     group, self._waiting = self._waiting[:GROUP], self._waiting[GROUP:]
+                if not group:
+                    raise StoreUnavailable("a thread was stopped while it wrote for others of its process; try again")
                 self._write(group)
         if write.error is not None:
             raise write.error
@@ -141,15 +144,22 @@ class CeleryResults:
             for write in group:
                 write.error, write.settled = error, True
             return
-        for write in group:
-            write.completes = write.part is not None and (write.part.chord, write.part.task) in completed
+        for write in reversed(group):  # of two copies of a part, one sends the body
+            if write.part is not None and (write.part.chord, write.part.task) in completed:
+                completed.remove((write.part.chord, write.part.task))
+                write.completes = True
             write.settled = True
 
     def _commit(self, group: Sequence[_Write]) -> set[tuple[str, str]]:
         with self._database.write(Weight.RESULTS) as connection:
             celery_rows.put_tasks(connection, [write.row for write in group if write.row is not None])
             parts = [write.part for write in group if write.part is not None]
-            return celery_rows.return_parts(connection, parts, self._claim_s)
+            claims = celery_rows.return_parts(connection, parts, self._claim_s, self._claims)
+            # the connection may break at the commit, which is then applied or not: the next try knows its own claim
+            self._claims |= {chord: until for (chord, _), until in claims.items()}
+        for chord, _ in claims:
+            del self._claims[chord]
+        return set(claims)
 
 
 _shared: dict[tuple[int, str], CeleryResults] = {}

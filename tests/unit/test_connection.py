@@ -98,6 +98,32 @@ def test_a_url_of_the_wrong_kind_is_refused_without_its_password(url: str) -> No
     assert "pa@ss" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("part", "url"),
+    [
+        ("broker", "argosy:S3cret@redis:6379/0"),
+        ("broker", "redis:/:S3cret@host"),
+        ("broker", "sentinel://me:S3cret/0?master_name=main"),
+        ("store", "postgres//me:S3cret@db/x"),
+        ("store", "host=db user=a password=S3cret dbname=x"),
+        ("store", "jdbc:postgresql://me:S3cret@db/x"),
+    ],
+)
+def test_a_mistyped_url_is_refused_without_its_password(part: str, url: str) -> None:
+    """A URL with a mistake in its scheme has its password in a place of its own."""
+    connection = Connection(environment={f"ARGOSY_{part.upper()}_URL": url})
+    with pytest.raises(ConfigurationError) as caught:
+        getattr(connection, f"{part}_url")
+    assert str(caught.value).startswith(f"ARGOSY_{part.upper()}_URL: ")
+    assert "S3cret" not in str(caught.value)
+
+
+def test_a_broker_url_without_its_host_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigurationError, match="is not a Redis URL") as caught:
+        connect("redis://me:S3cret/0")
+    assert "S3cret" not in str(caught.value)
+
+
 def test_passwords_come_from_files(tmp_path: Path) -> None:
     """Secrets are mounted as files; whatever is in them is quoted, and a last line end is not part of it."""
     secret = tmp_path / "password"
@@ -127,6 +153,20 @@ def test_a_missing_password_file_is_named() -> None:
         ("redis://:secret@host:6379/0", "redis://:***@host:6379/0"),
         ("postgresql://me:se@cr:et/x@host/db", "postgresql://me:***@host/db"),
         ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
+        ("postgresql+psycopg://me:secret@db/x", "postgresql+psycopg://me:***@db/x"),
+        ("redis:///:secret@host", "redis://:***@host"),
+        ("redis://me:secret/0", "redis://me:***"),
+        ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
+        ("sqlite:////var/a@b/store.db", "sqlite:////var/a@b/store.db"),
+        ("sentinel://a:1;sentinel://b:2/0?master_name=main", "sentinel://a:1;sentinel://b:2/0?master_name=main"),
+        ("argosy:secret@redis:6379/0", "***"),
+        ("redis:/:secret@host", "***"),
+        ("redis:/me:secret", "***"),
+        ("postgres//me:secret@db/x", "***"),
+        ("host=db user=a password=secret dbname=x", "***"),
+        ("jdbc:postgresql://me:secret@db/x", "***"),
+        ("localhost:6379/0", "localhost:6379/0"),
+        ("/var/lib/store.db", "/var/lib/store.db"),
         (STORE, STORE),
         (BROKER, BROKER),
     ],

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from producers.client.text_streams import TextPieces
 from producers.wire.catalogue import Catalogue
-from producers.wire.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError, StreamRestarted
 from workers.models.generation.key_value_memory import Block, CacheShape
 from workers.models.generation.prefixes import Prefixes
 from workers.models.generation.writing import TextWriter
@@ -162,6 +162,17 @@ def test_the_rest_comes_with_the_result() -> None:
     assert pieces.take(b'[0, "Once "]') == "Once "
     assert pieces.take(b'[0, "Once upon"]') == "upon"
     assert pieces.take(b'[12, "time"]') == ""
+    assert pieces.rest("Once upon a time") == " a time"
+
+
+def test_pieces_of_another_text_are_left_out_and_told() -> None:
+    """A worker dies while it writes, and another one writes another text: its pieces fit no longer by their places."""
+    pieces = TextPieces()
+    assert pieces.take(b'[0, "Once upon"]') == "Once upon"
+    assert pieces.take(b'[0, "In the "]') == ""
+    assert pieces.take(b'[7, "beginning was"]') == ""
+    with pytest.raises(StreamRestarted, match="stands in `result`"):
+        pieces.rest("In the beginning was")
     assert pieces.rest("Once upon a time") == " a time"
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,11 +63,26 @@ def test_a_regressor_takes_rows_and_lists_of_numbers() -> None:
         checked("regression", [1, float("nan")])
 
 
+@dataclass
+class Point:
+    x: float
+    y: float
+
+
+class Room(msgspec.Struct, forbid_unknown_fields=True):
+    area: Annotated[float, Meta(gt=0)]
+    use: Literal["kitchen", "bath"] | None = None
+
+
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
         ({"a": float("inf")}, r"^input\.a: is inf, not a finite number"),
         ([1, [float("nan")]], r"^input\[1\]\[0\]: is nan"),
+        ({"a": Point(1.0, float("nan"))}, r"^input\.a\.y: is nan"),
+        ([Room(area=float("inf"))], r"^input\[0\]\.area: is inf"),
+        ({float("nan")}, r"^input\[0\]: is nan"),
+        ({"a": np.array([1, np.nan])}, r"^input\.a\[1\]: is nan"),
         ({(1, 2): 3}, r"^input: has the key \(1, 2\); JSON has texts as keys"),
         ({"a": object()}, r"^input: is not JSON: "),
         ("a" * 100_001, r"^input: has 100,003 bytes, over 100,000"),
@@ -83,11 +99,6 @@ def test_json_of_any_form_is_taken_without_a_schema() -> None:
     for value in (1, None, "text", [1, {"a": None}], {"a": {"b": [True]}}):
         assert checked("custom", value) == JsonInput(value)
     assert checked("custom", np.array([1, 2])) == JsonInput([1, 2])
-
-
-class Room(msgspec.Struct, forbid_unknown_fields=True):
-    area: Annotated[float, Meta(gt=0)]
-    use: Literal["kitchen", "bath"] | None = None
 
 
 class House(msgspec.Struct):

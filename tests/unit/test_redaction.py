@@ -39,6 +39,16 @@ from workers import settings
         ("pay DE89 3704 0044 0532 0130 00 today", "pay [IBAN] today"),
         ("Call +44 20 7946 0958 or (030) 901820.", "Call [telephone] or [telephone]."),
         ("from 192.168.0.12 on", "from [address] on"),
+        ("to AT61 1904 3002 3457 3201 BIC BKAUATWW", "to [IBAN] BIC BKAUATWW"),
+        ("BE68 5390 0754 7034 EUR 500", "[IBAN] EUR 500"),
+        ("AB12 AT61 1904 3002 3457 3201, please", "AB12 [IBAN], please"),
+        ("4111 1111 1111 1111 12/27", "[card] 12/27"),
+        ("card 4111-1111-1111-1111 123", "card [card] 123"),
+        ("2 4111 1111 1111 1111", "2 [card]"),
+        ("Nr.4111111111111111", "Nr.[card]"),
+        ("from 192.168.0.12.", "from [address]."),
+        ("Ada,0301234567,Berlin", "Ada,[telephone],Berlin"),
+        ("Tel.0301234567", "Tel.[telephone]"),
     ],
 )
 def test_what_has_a_form_is_replaced(text: str, expected: str) -> None:
@@ -53,6 +63,8 @@ def test_what_has_a_form_is_replaced(text: str, expected: str) -> None:
         "It costs 1,234,567.89 euros, or 0.1234567890 a piece",
         "Ada Lovelace, Harbour Street 12",
         "version 1.2.3, at 10:30 on 2026-11-22",
+        "version 1.2.3.4.5",
+        "0.4111111111111111 and 1.0301234567",
     ],
 )
 def test_what_only_looks_like_it_stays(text: str) -> None:

@@ -61,6 +61,7 @@ def check(task: Any = "topic", **arguments: Any) -> Request:
         (["topic"], {"params": {"topic": {"top_k": "2"}}}, "params.topic: "),
         ("topic", {"params": {"top_k": float("nan")}}, "params.top_k: is nan, not a finite number"),
         (["topic"], {"params": {"topic": {"x": [float("inf")]}}}, "params.topic.x[0]: is inf, not a finite number"),
+        (["topic"], {"params": {"topic": {"x": {float("nan")}}}}, "params.topic.x[0]: is nan, not a finite number"),
         ("topic", {"params": {"top_k": 2**70}}, "params: cannot be sent: "),
         ("topic", {"params": {"explain_label": HALF}}, "params: cannot be sent: "),
     ],
@@ -100,6 +101,20 @@ def test_only_what_writes_can_be_read_in_pieces() -> None:
     assert asked.streamed().params == {"chat": {"seed": 1, "stream": True}}
     with pytest.raises(InvalidInput, match=r"^task: 'topic' writes no text"):
         check("topic").streamed()
+
+
+@pytest.mark.parametrize("own", [{"temperature": 1}, {}])
+def test_a_text_that_is_read_in_pieces_has_a_seed(own: dict[str, Any]) -> None:
+    """Another worker that begins it anew writes the same text. The likeliest tokens need none."""
+    tasks = {"chat": {"kind": "text-generation", "params": {} if own else {"temperature": 1}}}
+    catalogue = Catalogue.builtin().with_models({"m": {"tasks": tasks}}, where="fleet.toml")
+    first, second = (
+        Request.check(catalogue, "chat", priority="standard", params=own).streamed().params["chat"] for _ in range(2)
+    )
+    assert 0 <= first["seed"] < 2**63
+    assert first["seed"] != second["seed"]
+    likeliest = Request.check(catalogue, "chat", priority="standard", params={"temperature": 0}).streamed()
+    assert likeliest.params == {"chat": {"temperature": 0, "stream": True}}
 
 
 def test_an_unknown_task_is_its_own_error() -> None:

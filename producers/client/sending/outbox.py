@@ -156,14 +156,19 @@ class Outbox:
                 )
 
     def _publish(self, messages: Mapping[str, Message]) -> None:
+        refused: Mapping[str, Exception]
         try:
-            self._link.publisher.publish(list(messages.values()))
+            refused = self._push(messages)
         except Exception as error:  # noqa: BLE001 - the envelopes are accepted, whatever the error
+            refused = dict.fromkeys(messages, error)
+        if refused:
             log.warning(
-                "%d accepted envelopes cannot be published here; the fleet will publish them: %s", len(messages), error
+                "%d accepted envelopes cannot be published here; the fleet will publish them: %s",
+                len(refused),
+                next(iter(refused.values())),
             )
-        else:
-            self._marks.add(list(messages))
+        if taken := [id_ for id_ in messages if id_ not in refused]:
+            self._marks.add(taken)
 
     # --- the thread of orders that are not durable ---
 
@@ -176,13 +181,18 @@ class Outbox:
             packed = self._pack(orders)
             messages = _messages(packed, None, _traces(orders), reference=False)
             self._expect(packed, lone)
-            self._link.publisher.publish(list(messages.values()))
+            refused = self._push(messages)
         except Exception as error:  # noqa: BLE001 - a caller waits for any error
             self._answer(orders, error)
-        else:
-            self._answer(orders, None)
+            return
+        self._answer_each((order, _refusal_of(order, refused)) for order in orders)
 
     # --- both ---
+
+    def _push(self, messages: Mapping[str, Message]) -> dict[str, Exception]:
+        """Push the messages; return the errors of those that Redis refuses, by envelope."""
+        refusals = self._link.publisher.push(list(messages.values()))
+        return {id_: refusal for id_, refusal in zip(messages, refusals, strict=True) if refusal is not None}
 
     def _wanted(self, group: Sequence[Order]) -> list[Order]:
         """Return the orders whose callers have not given up and that admission does not refuse."""
@@ -236,7 +246,18 @@ class Outbox:
         self._answer(orders, error)
 
     def _answer(self, orders: Sequence[Order], outcome: Exception | None) -> None:
-        self._deliver([partial(settle, order.promise, _own(outcome) if outcome else None) for order in orders])
+        self._answer_each((order, outcome) for order in orders)
+
+    def _answer_each(self, outcomes: Iterable[tuple[Order, Exception | None]]) -> None:
+        self._deliver(
+            [partial(settle, order.promise, _own(outcome) if outcome else None) for order, outcome in outcomes]
+        )
+
+
+def _refusal_of(order: Order, refused: Mapping[str, Exception]) -> Exception | None:
+    """Return the error of an envelope of an order that is not durable, which is a lone item."""
+    carriers = () if order.pending is None else order.pending.carriers
+    return next((refused[carrier.envelope] for carrier in carriers if carrier.envelope in refused), None)
 
 
 def end_abandoned(outbox: Outbox, link: FleetLink) -> None:

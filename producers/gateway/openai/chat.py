@@ -31,7 +31,7 @@ from producers.gateway.openai.request_bodies import json_body
 from producers.gateway.openapi.schema_of import EVENT, answer_of
 from producers.gateway.problems import Problem, openai_error
 from producers.wire.catalogue import Catalogue
-from producers.wire.errors import InputTooLarge, ItemCancelled, ItemExpired, ItemFailed
+from producers.wire.errors import InputTooLarge, ItemCancelled, ItemExpired, ItemFailed, StreamRestarted
 from producers.wire.messages import new_id
 from results_store.records import Result
 
@@ -137,7 +137,7 @@ async def _chunks(
     try:
         async for piece in pieces:
             yield chunk({"content": piece})
-    except (ItemFailed, ItemExpired, ItemCancelled) as error:
+    except (ItemFailed, ItemExpired, ItemCancelled, StreamRestarted) as error:
         yield event(None, openai_error(named_problem(error, names)))
         return
     result = stream.result or {}
