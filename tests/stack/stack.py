@@ -82,7 +82,9 @@ class Stack:
 @contextmanager
 def up(engine: Engine, say: Callable[[str], None]) -> Iterator[Stack]:
     """Build the images and start the CPU stack; take all of it down again, volumes too."""
-    stack = Stack(engine, f"argosytest{secrets.token_hex(3)}", _variables())
+    site = engine.folder / "site"
+    site.mkdir()  # what is in it is read by the containers' own user
+    stack = Stack(engine, f"argosytest{secrets.token_hex(3)}", _variables() | {"ARGOSY_SITE": str(site)})
     try:
         say("building the image")
         stack.compose("build", "--quiet", "worker")
@@ -99,7 +101,8 @@ def up(engine: Engine, say: Callable[[str], None]) -> Iterator[Stack]:
         # --remove-orphans and a short grace: nobody waits for the work of a stack that is thrown away
         stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "20")
         if not engine.own:
-            engine.run("docker", "image", "rm", load(stack.variables)["services"]["worker"]["image"], check=False)
+            for service in ("worker", "edge"):
+                engine.run("docker", "image", "rm", load(stack.variables)["services"][service]["image"], check=False)
         say("the stack is down")
 
 

@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -155,6 +156,35 @@ def test_a_killed_worker_comes_back_and_works(stack: Stack, client: Client) -> N
     )
     labels = client.submit("sentiment", "What a lovely morning.", priority="interactive").result(timeout_s=120)
     assert labels[0]["label"] == "positive"
+
+
+SITE = """
+[worker]
+models = ["text"]
+tune_at_start = false
+[edge]
+site = "harbour"
+centre = "https://centre.invalid"
+key_file = "centre.key"
+[edge.tasks.sentiment]
+threshold = 0.5
+"""
+
+
+def test_a_site_in_a_container_answers_without_its_centre(stack: Stack) -> None:
+    """Profile `edge`, an image of its own: within its bound of memory, and it ends when it is told to."""
+    folder = Path(stack.variables["ARGOSY_SITE"])
+    (folder / "fleet.toml").write_text(SITE, "utf-8")
+    (folder / "centre.key").write_text("argosy-none-of-this-fleet\n", "utf-8")
+    stack.compose("up", "--detach", "--build", "edge")
+    stack.wait_until_healthy("edge", 600)
+    assert stack.inspect("edge", "{{.HostConfig.Memory}}") == str(2**30)
+    submit = "echo 'A fine, moving film.' | argosy submit - --task sentiment --watch"
+    stack.compose("exec", "-T", "edge", "sh", "-c", submit)
+    status = json.loads(stack.compose("exec", "-T", "edge", "argosy", "edge", "status", "--json"))
+    assert status["counted"] == {"by site": 1}
+    stack.compose("stop", "edge")
+    assert stack.inspect("edge", "{{.State.ExitCode}}") == "0"
 
 
 def test_stopping_the_worker_is_clean(stack: Stack) -> None:
