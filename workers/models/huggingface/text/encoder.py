@@ -32,6 +32,7 @@ from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.interface.sample_inputs import Item
 from workers.models.interface.text_block import OF_ITEMS, BlockAnswers, TextBlock
+from workers.models.sources import model_source
 
 if TYPE_CHECKING:
     import torch
@@ -187,7 +188,9 @@ class EncoderModel(FolderModel[TextHead]):
         traced = backend.name in ("onnxruntime", "openvino") and not backend.device and self.onnx is None
         if not (self.RECALLS and traced) or self.adapters:
             return None
-        return self._kept("compared", f"{backend} {runtimes()}")
+        read = sorted((task, head.auto, head.checkpoint.folder) for task, head in self.heads.items())
+        heads = [(task, auto, str(folder), model_source.folder_revision(folder)) for task, auto, folder in read]
+        return self._kept("compared", f"{backend} {runtimes()} {heads}")
 
     @property
     def _tokenizer_file(self) -> Path:
