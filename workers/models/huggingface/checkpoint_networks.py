@@ -168,6 +168,19 @@ class CheckpointNetworks:
         adapter = self._wanted[task].adapter
         return 0 if adapter is None else 1 + self._adapters.index(adapter)
 
+    def shares_adapters(self, inputs: Inputs) -> bool:
+        """Return whether rows of different adapters can share a pass. `inputs` are an example of at least two rows."""
+        import torch
+
+        from workers.models.adapters.low_rank import NotByRow
+
+        try:
+            with torch.inference_mode():
+                self.run(inputs, {}, [0, *[1] * (_count(inputs) - 1)])
+        except NotByRow:
+            return False
+        return True
+
     def run(
         self, inputs: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], adapters: Sequence[int] = ()
     ) -> dict[str, Any]:
@@ -177,7 +190,7 @@ class CheckpointNetworks:
         """
         self.passes += 1
         if self._adapter_rows is not None:
-            self._adapter_rows.set(adapters, self._device)
+            self._adapter_rows.set(adapters, next(iter(inputs.values())).shape[1], self._device)
         features = self._stand_in(inputs) if self._stand_in is not None else call(self._first, inputs)
         if not self._shares:
             return {task: rows_of(features, rows, _count(inputs)) for task, rows in wanted.items()}
