@@ -465,6 +465,53 @@ def test_a_folder_that_cannot_be_loaded_is_refused_by_name(
         Served(folder, {"mood": "text-classification"}).load()
 
 
+@pytest.mark.parametrize(
+    ("file", "named", "problem"),
+    [
+        ("config.json", {"AutoModelForSequenceClassification": "code.Own"}, "for AutoModelForSequenceClassification"),
+        ("tokenizer_config.json", {"AutoTokenizer": ["code.Slow", None]}, "for AutoTokenizer"),
+        ("tokenizer_config.json", ["code.Slow", "code.Fast"], "for AutoTokenizer"),
+    ],
+)
+def test_code_of_the_folders_own_is_refused_though_transformers_knows_the_model(
+    made: Made, tmp_path: Path, file: str, named: Any, problem: str
+) -> None:
+    """Its answers may be other ones, such as those of an attention to both sides. The setting says that they are not."""
+    folder = tmp_path / "own"
+    shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), folder)
+    settings = json.loads((folder / file).read_text()) | {"auto_map": named}
+    (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(
+        ConfigurationError, match=rf'{file} in .* names code of its own {problem}.*own_code = "ignored"'
+    ):
+        Served(folder, {"mood": "text-classification"}).load()
+    assert Served(folder, {"mood": "text-classification"}, own_code="ignored").load().ask("mood", TEXTS)
+    if file == "config.json":  # this kind takes the class without code of its own
+        assert Served(folder, {"vector": "feature-extraction"}).load().ask("vector", TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("maker", "kind", "file", "class_"),
+    [
+        (tiny.llama, "text-generation", "config.json", "AutoModelForCausalLM"),
+        (tiny.llama, "text-generation", "tokenizer_config.json", "AutoTokenizer"),
+        (tiny.t5, "summarization", "config.json", "AutoModelForSeq2SeqLM"),
+        (tiny.vit, "image-classification", "preprocessor_config.json", "AutoImageProcessor"),
+        (tiny.videomae, "video-classification", "config.json", "AutoModelForVideoClassification"),
+        (tiny.wav2vec2, "automatic-speech-recognition", "preprocessor_config.json", "AutoFeatureExtractor"),
+    ],
+)
+def test_code_of_the_folders_own_is_refused_for_every_kind(
+    made: Made, tmp_path: Path, maker: Callable[..., Path], kind: str, file: str, class_: str
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(made(maker), folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | {"auto_map": {class_: "code.Own"}}))
+    with pytest.raises(ConfigurationError, match=f"names code of its own for {class_}"):
+        _ = Served(folder, {"task": kind}).model.revision
+    assert Served(folder, {"task": kind}, own_code="ignored").model.revision
+
+
 def test_a_decoder_without_a_padding_token_classifies_in_batches(made: Made, tmp_path: Path) -> None:
     """transformers refuses its batches; its rows end where their padding begins."""
     from transformers import GPT2Config, GPT2ForSequenceClassification

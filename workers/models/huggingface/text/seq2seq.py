@@ -20,19 +20,19 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.text import GenerationParams
 from workers.models.huggingface import generation_settings, token_sequences
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
+from workers.models.huggingface.checkpoint_model import FolderModel, FolderOptions, read_for_each
 from workers.models.huggingface.text_head import TextReader
 from workers.models.huggingface.token_sequences import Batch, Reading
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared, digest
-from workers.models.interface.options import Count, Options, Table
+from workers.models.interface.options import Count, Table
 
 #: The most tokens of an output, unless the option or the checkpoint says otherwise.
 _MOST_NEW_TOKENS = 256
 
 
-class Seq2SeqOptions(Options, frozen=True):
+class Seq2SeqOptions(FolderOptions, frozen=True):
     """Inputs have up to `max_tokens`, by default the checkpoint's own limit. Outputs have up to `max_new_tokens`. By
     default items may ask for up to 256 tokens, and other outputs have up to the checkpoint's own length, or 256.
     `prefix` gives a task the text before its inputs: T5 and similar models choose their task by it.
