@@ -322,6 +322,24 @@ def test_a_head_of_another_backbone_is_refused(made: Made, tmp_path: Path) -> No
         Served(main, tasks, heads={"strange": str(stranger)}).load()
 
 
+def test_a_head_that_changes_its_backbones_inputs_is_refused_beside_others(tmp_path: Path) -> None:
+    """A Longformer classifies with a mask of its own, which a shared backbone would not have; alone it is right."""
+    import transformers
+
+    config = transformers.LongformerConfig(
+        vocab_size=tiny.wordpiece(tmp_path), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=3,
+        intermediate_size=48, max_position_embeddings=66, attention_window=8, pad_token_id=0, type_vocab_size=2,
+    )  # fmt: skip
+    tiny._spread(transformers.LongformerForSequenceClassification(config)).save_pretrained(tmp_path)
+    alone = Served(tmp_path, {"mood": "text-classification"}).load()
+    expected = pipeline("text-classification", tmp_path)(TEXTS[:1], top_k=None)
+    assert_alike(alone.ask("mood", TEXTS[:1], top_k=None), expected)
+    with pytest.raises(
+        ConfigurationError, match=r"input of its own \(global_attention_mask\).*; make the task a model of its"
+    ):
+        Served(tmp_path, {"mood": "text-classification", "vector": "feature-extraction"}).load()
+
+
 def test_equal_texts_of_different_items_run_once(made: Made) -> None:
     """The labels of a zero-shot task are the same for every text; they must not cost a pass each."""
     served = Served(made(tiny.bert, "BertModel"), {"about": "zero-shot-classification"}).load()

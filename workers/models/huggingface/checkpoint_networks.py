@@ -203,8 +203,15 @@ class CheckpointNetworks:
         head = self._heads[wanted]
         if not hasattr(head, "base_model_prefix"):  # a matrix of an earlier load
             return head(chosen)
-        getattr(head, head.base_model_prefix).output = chosen
-        return call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
+        backbone = getattr(head, head.base_model_prefix)
+        backbone.output = chosen
+        found = call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
+        if own := sorted(backbone.inputs - inputs.keys()):
+            problem = (
+                f"{type(head).__name__} gives its backbone an input of its own ({own[0]}), so they cannot be apart"
+            )
+            raise ConfigurationError(f"{self._where}: {problem}; make the task a model of its own, on the CPU")
+        return found
 
     def _load(self, network: CheckpointNetwork) -> Any:
         auto = network.auto
@@ -326,16 +333,22 @@ def _difference(backbone: Any, shared: Any) -> str:
 
 def replay() -> Any:
     """Return a module for a backbone's place in a head."""
+    import torch
     from torch import nn
 
     class Replay(nn.Module):
-        """Replaces the backbone inside a head: returns the output that the shared backbone has computed."""
+        """Replaces the backbone inside a head: returns the output that the shared backbone has computed.
+
+        `inputs` are the names of the tensors that the head gives the backbone.
+        """
 
         def __init__(self) -> None:
             super().__init__()
             self.output: Any = None
+            self.inputs: frozenset[str] = frozenset()
 
-        def forward(self, *_: Any, **__: Any) -> Any:
+        def forward(self, *_: Any, **named: Any) -> Any:
+            self.inputs = frozenset(name for name, value in named.items() if isinstance(value, torch.Tensor))
             return self.output
 
     return Replay()
