@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -124,6 +125,57 @@ def test_rows_of_different_adapters_share_a_pass(served: Served, merged: dict[st
             assert_alike(answers[0]["vector"].tolist(), alone.tolist())
 
 
+def deberta(folder: Path) -> Path:
+    """Write a DeBERTa whose queries and keys also read the embeddings of relative positions, which have no rows."""
+    import transformers
+
+    config = transformers.DebertaV2Config(
+        vocab_size=tiny.wordpiece(folder), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=3,
+        intermediate_size=48, max_position_embeddings=64, relative_attention=True, position_buckets=16,
+        norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"],
+    )  # fmt: skip
+    tiny._spread(transformers.DebertaV2ForSequenceClassification(config)).save_pretrained(folder)
+    return folder
+
+
+def longformer(folder: Path) -> Path:
+    """Write a Longformer, whose layers read `(tokens, rows, width)`."""
+    import transformers
+
+    config = transformers.LongformerConfig(
+        vocab_size=tiny.wordpiece(folder), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=3,
+        intermediate_size=48, max_position_embeddings=66, attention_window=8, pad_token_id=0, type_vocab_size=2,
+    )  # fmt: skip
+    tiny._spread(transformers.LongformerForTokenClassification(config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("maker", [deberta, longformer])
+def test_rows_that_a_layer_does_not_tell_apart_share_no_pass(tmp_path: Path, maker: Callable[[Path], Path]) -> None:
+    """Each adapter has a pass of its own, in which the answers are those of the adapter alone."""
+    from tests.serving import answered
+
+    classifies, base = maker is deberta, maker(tmp_path / "base")
+    layers = ["query_proj", "key_proj", "value_proj"] if classifies else ["query", "value"]
+    config = {"task_type": "SEQ_CLS" if classifies else "TOKEN_CLS", "r": 4, "lora_alpha": 64, "target_modules": layers}
+    merged = {task: adapted(base, tmp_path / task, **config) for task in ("one", "two")}
+    tasks = {**dict.fromkeys(merged, "text-classification" if classifies else "token-classification")}
+    tasks["vector"] = "feature-extraction"
+    served = Served(base, tasks, adapters={task: str(tmp_path / task) for task in merged}).load()
+    own: dict[str, Any] = {"top_k": None} if classifies else {"aggregation_strategy": "none", "ignore_labels": []}
+    check = served.catalogue.check_params
+    params = {task: check(served.task(task), own, field="params") for task in merged}
+    params["vector"] = check(served.task("vector"), {}, field="params")
+    before = served.model.passes
+    answers = answered(served.model, [(text, params) for text in TEXTS])
+    assert served.model.passes == before + 3
+    for task in merged:
+        assert_alike([found[task] for found in answers], served.ask(task, TEXTS, **own))
+        if classifies:
+            assert_alike([found[task] for found in answers], [expected(merged, base, task, text) for text in TEXTS])
+    assert answers[0]["one"] != answers[0]["two"]
+
+
 def test_tokens_are_labelled_by_their_adapter(served: Served, merged: dict[str, Any], base: Path) -> None:
     """Token by token, as the merged model does."""
     import torch
@@ -227,6 +279,28 @@ def test_a_model_that_writes_has_adapters_in_its_steps(tmp_path: Path) -> None:
             if network is not None:
                 assert answer["text"] == _generated(network, served, prompt), (task, prompt)
     assert len({answers[task, prompts[0]]["text"] for task in tasks}) == 3
+
+
+def test_a_decoder_whose_experts_have_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An expert reads some of the tokens of all rows, and nothing tells which."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    base = tiny.llama(tmp_path / "base")
+    config = {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 8, "target_modules": ["down_proj"]}
+    adapted(base, tmp_path / "formal", **config)
+    whole = LlamaMLP.forward
+
+    def expert(self: Any, hidden: Any) -> Any:
+        chosen = hidden[..., 0] > 0
+        return torch.zeros_like(hidden).masked_scatter(chosen[..., None], whole(self, hidden[chosen]))
+
+    monkeypatch.setattr(LlamaMLP, "forward", expert)
+    tasks = dict.fromkeys(("formal", "plain"), "text-generation")
+    with pytest.raises(
+        ConfigurationError, match=r"options\.adapters: .*does not tell the rows apart; merge the adapter"
+    ):
+        Served(base, tasks, adapters={"formal": str(tmp_path / "formal")}).load()
 
 
 def _asked_together(served: Served, prompts: list[str]) -> dict[tuple[str, str], Any]:

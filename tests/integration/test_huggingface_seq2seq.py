@@ -90,10 +90,24 @@ def test_a_length_that_a_checkpoint_states_is_kept(made: Made, tmp_path: Path) -
     shutil.copytree(made(tiny.t5), folder)
     config = folder / "generation_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_length": 20}))
-    served = Served(folder, {"short": "summarization"}, max_new_tokens=256).load()
-    expected = written(folder, TEXTS[0])
+    for options in ({}, {"max_new_tokens": 19}, {"max_new_tokens": 256}):
+        served = Served(folder, {"short": "summarization"}, **options).load()
+        expected = written(folder, TEXTS[0])
+        assert served.ask("short", TEXTS[:1]) == [expected]
+        assert expected != written(folder, TEXTS[0], max_new_tokens=40)
+
+
+@pytest.mark.parametrize("stated", ["max_length", "max_new_tokens"])
+def test_the_option_limits_a_longer_length_of_the_checkpoint(made: Made, tmp_path: Path, stated: str) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(made(tiny.t5), folder)
+    config = folder / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {stated: 40}))
+    served = Served(folder, {"short": "summarization"}, max_new_tokens=8).load()
+    expected = written(folder, TEXTS[0], max_new_tokens=8)
     assert served.ask("short", TEXTS[:1]) == [expected]
-    assert expected != written(folder, TEXTS[0], max_new_tokens=40)
+    assert expected != written(folder, TEXTS[0])
+    assert served.ask("short", TEXTS[:1], max_new_tokens=4) == [written(folder, TEXTS[0], max_new_tokens=4)]
 
 
 def test_what_cannot_be_read_is_refused(made: Made) -> None:

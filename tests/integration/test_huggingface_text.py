@@ -322,6 +322,24 @@ def test_a_head_of_another_backbone_is_refused(made: Made, tmp_path: Path) -> No
         Served(main, tasks, heads={"strange": str(stranger)}).load()
 
 
+def test_a_head_that_changes_its_backbones_inputs_is_refused_beside_others(tmp_path: Path) -> None:
+    """A Longformer classifies with a mask of its own, which a shared backbone would not have; alone it is right."""
+    import transformers
+
+    config = transformers.LongformerConfig(
+        vocab_size=tiny.wordpiece(tmp_path), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_labels=3,
+        intermediate_size=48, max_position_embeddings=66, attention_window=8, pad_token_id=0, type_vocab_size=2,
+    )  # fmt: skip
+    tiny._spread(transformers.LongformerForSequenceClassification(config)).save_pretrained(tmp_path)
+    alone = Served(tmp_path, {"mood": "text-classification"}).load()
+    expected = pipeline("text-classification", tmp_path)(TEXTS[:1], top_k=None)
+    assert_alike(alone.ask("mood", TEXTS[:1], top_k=None), expected)
+    with pytest.raises(
+        ConfigurationError, match=r"input of its own \(global_attention_mask\).*; make the task a model of its"
+    ):
+        Served(tmp_path, {"mood": "text-classification", "vector": "feature-extraction"}).load()
+
+
 def test_equal_texts_of_different_items_run_once(made: Made) -> None:
     """The labels of a zero-shot task are the same for every text; they must not cost a pass each."""
     served = Served(made(tiny.bert, "BertModel"), {"about": "zero-shot-classification"}).load()
@@ -463,6 +481,53 @@ def test_a_folder_that_cannot_be_loaded_is_refused_by_name(
     spoil(folder)
     with pytest.raises(ConfigurationError, match=f"^models.own: .*{problem}"):
         Served(folder, {"mood": "text-classification"}).load()
+
+
+@pytest.mark.parametrize(
+    ("file", "named", "problem"),
+    [
+        ("config.json", {"AutoModelForSequenceClassification": "code.Own"}, "for AutoModelForSequenceClassification"),
+        ("tokenizer_config.json", {"AutoTokenizer": ["code.Slow", None]}, "for AutoTokenizer"),
+        ("tokenizer_config.json", ["code.Slow", "code.Fast"], "for AutoTokenizer"),
+    ],
+)
+def test_code_of_the_folders_own_is_refused_though_transformers_knows_the_model(
+    made: Made, tmp_path: Path, file: str, named: Any, problem: str
+) -> None:
+    """Its answers may be other ones, such as those of an attention to both sides. The setting says that they are not."""
+    folder = tmp_path / "own"
+    shutil.copytree(made(tiny.bert, "BertForSequenceClassification", num_labels=3), folder)
+    settings = json.loads((folder / file).read_text()) | {"auto_map": named}
+    (folder / file).write_text(json.dumps(settings))
+    with pytest.raises(
+        ConfigurationError, match=rf'{file} in .* names code of its own {problem}.*own_code = "ignored"'
+    ):
+        Served(folder, {"mood": "text-classification"}).load()
+    assert Served(folder, {"mood": "text-classification"}, own_code="ignored").load().ask("mood", TEXTS)
+    if file == "config.json":  # this kind takes the class without code of its own
+        assert Served(folder, {"vector": "feature-extraction"}).load().ask("vector", TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("maker", "kind", "file", "class_"),
+    [
+        (tiny.llama, "text-generation", "config.json", "AutoModelForCausalLM"),
+        (tiny.llama, "text-generation", "tokenizer_config.json", "AutoTokenizer"),
+        (tiny.t5, "summarization", "config.json", "AutoModelForSeq2SeqLM"),
+        (tiny.vit, "image-classification", "preprocessor_config.json", "AutoImageProcessor"),
+        (tiny.videomae, "video-classification", "config.json", "AutoModelForVideoClassification"),
+        (tiny.wav2vec2, "automatic-speech-recognition", "preprocessor_config.json", "AutoFeatureExtractor"),
+    ],
+)
+def test_code_of_the_folders_own_is_refused_for_every_kind(
+    made: Made, tmp_path: Path, maker: Callable[..., Path], kind: str, file: str, class_: str
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(made(maker), folder)
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | {"auto_map": {class_: "code.Own"}}))
+    with pytest.raises(ConfigurationError, match=f"names code of its own for {class_}"):
+        _ = Served(folder, {"task": kind}).model.revision
+    assert Served(folder, {"task": kind}, own_code="ignored").model.revision
 
 
 def test_a_decoder_without_a_padding_token_classifies_in_batches(made: Made, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests import tiny_checkpoints as tiny
 from tests.serving import Served, assert_alike
@@ -75,6 +78,28 @@ def test_a_head_that_is_a_matrix_needs_no_weights_either(
     monkeypatch.delattr(checkpoint_networks.CheckpointNetworks, "_load")
     second = Served(folder, {"label": kind}, ONNX).load()
     assert_alike(second.ask("label", TEXTS, **asked), first.ask("label", TEXTS, **asked), 1e-5)
+
+
+def test_a_kept_head_is_its_tasks_own(tmp_path: Path) -> None:
+    """Folders that are given to other tasks, or to tasks of other names, are compared anew."""
+    folders = [tiny.bert(tmp_path / "model", num_labels=3), tmp_path / "one", tmp_path / "two"]
+    weights = load_file(folders[0] / "model.safetensors")
+    for factor, folder in zip((-1, 0.5), folders[1:], strict=True):
+        shutil.copytree(folders[0], folder)
+        changed = {name: tensor * (factor if "classifier" in name else 1) for name, tensor in weights.items()}
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+    one, two = map(str, folders[1:])
+
+    def scores(first: str, second: str, *tasks: str) -> list[list[Any]]:
+        heads = dict(zip(tasks, (first, second), strict=True))
+        kinds = dict.fromkeys(tasks, "text-classification")
+        model = Served(folders[0], kinds, ONNX, heads=heads).load()
+        return [model.ask(task, TEXTS, top_k=None) for task in tasks]
+
+    expected = scores(one, two, "a", "b")
+    assert_alike(scores(two, one, "b", "a"), expected[::-1], 1e-5)
+    assert_alike(scores(one, two, "b", "a"), expected, 1e-5)
+    assert_alike(scores(one, two, "a", "c"), expected, 1e-5)
 
 
 def test_a_head_of_another_kind_is_loaded_with_its_weights(tmp_path: Path) -> None:

@@ -48,6 +48,21 @@ def test_a_usual_network_is_padded(tmp_path: Path) -> None:
     assert not Served(folder, {"mood": "text-classification"}).load().model.equal_lengths
 
 
+def test_a_network_whose_padding_gives_no_numbers_gets_none(tmp_path: Path) -> None:
+    """As of an attention that divides by the sum of its masked scores."""
+    served = Served(tiny.bert(tmp_path / "model", "BertForSequenceClassification"), {"mood": "text-classification"})
+    served.model.load("cpu")
+
+    def spoil(_: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        if not given["attention_mask"].all():
+            output.logits[:] = float("nan")
+
+    served.model.networks.only.register_forward_hook(spoil, with_kwargs=True)
+    served.model.try_out()
+    assert served.model.equal_lengths
+    assert all(score["score"] > 0 for scores in served.ask("mood", TEXTS) for score in scores)
+
+
 def test_a_network_that_fails_on_every_input_is_refused(tmp_path: Path) -> None:
     """CLIP wants a text beside each image; its worker was ready, and all its items failed."""
     folder = tmp_path / "clip"

@@ -11,7 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Registry(ThreadingHTTPServer):
-    """Serves `files` by name, all of them on every package's page; breaks off the next `cuts` downloads half way."""
+    """Serves `files` by name, all of them on every package's page; breaks off the next `cuts` downloads half way.
+
+    If `refuses` is a status, every answer is that one.
+    """
 
     daemon_threads = False
 
@@ -19,6 +22,7 @@ class Registry(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.cuts = 0
+        self.refuses = 0
         self.html = False
         self.ignores_ranges = False
         self.asked: list[tuple[str, str | None]] = []  # (path, its Range)
@@ -39,7 +43,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.asked.append((self.path, wanted))
-        if self.path.startswith("/files/") or "/by-hash/" in self.path:
+        if self.server.refuses:
+            self._answer(self.server.refuses, b"", "text/plain")
+        elif self.path.startswith("/files/") or "/by-hash/" in self.path:
             self._file(self.server.files[self.path.rpartition("/")[2]], wanted)
         elif self.path.startswith("/simple/absent"):
             self._answer(404, b"", "text/plain")

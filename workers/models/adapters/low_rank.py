@@ -20,17 +20,35 @@ from workers.models.adapters.lora_folder import WEIGHTS, WRAPPED, Adapter
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
+class NotByRow(ValueError):
+    """A layer with adapters has an input in which the rows of a pass are not apart, so rows cannot differ in adapter.
+
+    Examples are DeBERTa's embeddings of relative positions, and networks whose first axis is that of the tokens.
+    """
+
+
 class AdapterRows:
     """The adapter of each row in the present pass, by number: 0 is no adapter, the adapters count from 1."""
 
     def __init__(self) -> None:
         self.numbers: torch.Tensor | None = None
         self.only: int | None = 0
+        self._tokens = 0
 
-    def set(self, numbers: Sequence[int], device: Any) -> None:
-        """Set the adapters of the next pass."""
+    def set(self, numbers: Sequence[int], tokens: int, device: Any) -> None:
+        """Set the adapters of the next pass, whose rows have `tokens` tokens."""
+        self._tokens = tokens
         self.only = numbers[0] if len(set(numbers)) == 1 else None
         self.numbers = None if self.only is not None else torch.tensor(numbers, device=device)
+
+    def by_row(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return a layer's inputs as `(rows, tokens, in)`, if each row has its own part of them. Raises NotByRow."""
+        assert self.numbers is not None, "either all rows have one adapter, or each its own"
+        rows = len(self.numbers)
+        if len(inputs) != rows and inputs.shape[:-1] != (rows * self._tokens,):
+            problem = f"a layer with adapters reads {tuple(inputs.shape)} in a pass of {rows} rows"
+            raise NotByRow(f"{problem}, which does not tell the rows apart")
+        return inputs.reshape(rows, -1, inputs.shape[-1])
 
 
 class AdaptedLinear(nn.Module):
@@ -64,9 +82,7 @@ class AdaptedLinear(nn.Module):
                 return whole
             thin = nn.functional.linear(inputs, self.down[only])
             return whole + nn.functional.linear(thin, self.up[only])
-        numbers = self._rows.numbers
-        assert numbers is not None, "either all rows have one adapter, or each its own"
-        flat = inputs.reshape(len(numbers), -1, inputs.shape[-1])
+        flat, numbers = self._rows.by_row(inputs), self._rows.numbers
         thin = torch.bmm(flat, self.down[numbers].transpose(1, 2))
         return whole + torch.bmm(thin, self.up[numbers].transpose(1, 2)).reshape(whole.shape)
 

@@ -187,6 +187,10 @@ class FolderTexts(TextSubject[EncoderModel]):
             for task, output in networks.run(inputs, rows, adapters).items()
         }
 
+    def along(self, line: IntegrationPath, other: IntegrationPath) -> bool:
+        own, others = (self.model.networks.adapter_number(one.task) for one in (line, other))
+        return super().along(line, other) and (own == others or self.model.shares_adapters)
+
     def rivals(self, task: str) -> bool:
         head = self.model.heads[task]
         assert isinstance(head, label_heads.Classification), "only classification is explained"

@@ -92,6 +92,7 @@ class DecoderNetwork:
         self._try_out()
         if self._adapters:
             self._adapter_rows = low_rank.attach(self._model, self._adapters)
+            self._try_adapters()
 
     def _read(self, attention: str) -> Any:
         dtype = getattr(torch, DTYPES[self._precision])
@@ -135,9 +136,22 @@ class DecoderNetwork:
             raise self._unserved(f"its attention does not work in steps ({type(error).__name__}: {said})") from error
         right = torch.cat(plain).float().cpu()
         most = _MARGIN if self._precision == "fp32" else _ROUGH_MARGIN
-        if (difference := _difference(own, right)) > most:
+        if not (difference := _difference(own, right)) <= most:  # NaN is no number that is less
             raise self._unserved(f"its answers in steps differ from those of transformers (by {difference:.2g})")
         self.branches = _difference(branch, right[:1]) <= most
+        self.tokens_read = 0
+
+    def _try_adapters(self) -> None:
+        """Raise ConfigurationError if rows of different adapters cannot share a step."""
+        block = Block(self.shape)
+        rows = [[token % self.vocabulary for token in range(3, 3 + count)] for count in _TRIED_TOKENS]
+        for _ in rows:
+            block.add(self.shape.empty())
+        try:
+            self.run(block, [Feed(row, (0,), adapter=number) for number, row in enumerate(rows)])
+        except low_rank.NotByRow as error:
+            remedy = "merge the adapter into a model of its own"
+            raise ConfigurationError(f"{self._where}.options.adapters: {error}; {remedy}") from error
         self.tokens_read = 0
 
     def _after_a_branch(self, row: Sequence[int]) -> torch.Tensor:
@@ -185,7 +199,7 @@ class DecoderNetwork:
             ids[row, : len(feed.tokens)] = torch.tensor(feed.tokens)
         wanted = sorted({place for feed in feeds for place in feed.wanted}) or [0]
         if self._adapter_rows is not None:
-            self._adapter_rows.set([feed.adapter for feed in feeds], self._device)
+            self._adapter_rows.set([feed.adapter for feed in feeds], tokens, self._device)
         with torch.inference_mode():
             logits = self._model(
                 input_ids=ids.to(self._device),

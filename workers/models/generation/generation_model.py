@@ -23,12 +23,12 @@ from workers.models.generation.checkpoint_rules import OBEYED, CheckpointRules
 from workers.models.generation.generation_request import GenerationRequest, Sampling, Written
 from workers.models.generation.prompts import Prompts
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.checkpoint_model import read_for_each
+from workers.models.huggingface.checkpoint_model import FolderOptions, read_for_each
 from workers.models.huggingface.text_head import best_labels, softmax
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface import ragged
 from workers.models.interface.model import Array, Prepared, digest
-from workers.models.interface.options import Amount, Count, Options, Table
+from workers.models.interface.options import Amount, Count, Table
 from workers.models.interface.stepwise import EngineModel
 from workers.models.sources import model_source
 
@@ -44,7 +44,7 @@ _ROWS = {"torch": 8, "vllm": 256}
 _MOST_LABEL_TOKENS = 1024
 
 
-class GenerationOptions(Options, frozen=True):
+class GenerationOptions(FolderOptions, frozen=True):
     """`max_tokens` limits prompt and answer together, by default to the checkpoint's own limit. Keys and values of
     `prefix_tokens` tokens are cached for prompts that begin alike (vLLM has its own limit; 0 turns it off). A step has
     `step_rows` requests, by default 8, with vLLM 256. `adapters` gives a task its LoRA folder. vLLM takes
@@ -74,6 +74,8 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
     def revision(self) -> str:
         if self.spec.backend.compiled:
             raise ConfigurationError(f"{self._where}.compile: not supported for text generation; leave it out")
+        if self.options.own_code == "refused":
+            self.prompts.tokenizing.checkpoint.refuse_own_code(("AutoModelForCausalLM", "AutoTokenizer"))
         if self.prompts.chats:
             self.prompts.chats_here()  # report it when the worker starts, not at the first item
         self.prompts.check_settings(obeyed=OBEYED if self.spec.backend.name == "torch" else ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +42,9 @@ _SENTENCE_SETTINGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
+
+#: The files that may name a repository's own code, in place of classes of transformers.
+_CODE_NAMED_IN = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 _WEIGHTS = "model.safetensors"
 
@@ -137,6 +140,18 @@ class Checkpoint:
                 problem = f"{there.name} names {shard.name}, which is not in {self.folder}"
                 raise ConfigurationError(f"{self.where}: {problem}; pull it again (argosy models pull)")
             self._refuse_pointer(shard)
+
+    def refuse_own_code(self, classes: Collection[str]) -> None:
+        """Raise ConfigurationError if the folder names code of its own for one of these classes of transformers."""
+        for name in _CODE_NAMED_IN:
+            named = self.read_if_there(name).get("auto_map") or {}
+            named = named if isinstance(named, dict) else {"AutoTokenizer": named}  # as earlier versions saved it
+            if found := [class_ for class_ in classes if named.get(class_)]:
+                problem = f"{name} in {self.folder} names code of its own for {found[0]} (auto_map), which is never run"
+                remedy = (
+                    'use a model without such code, or set options.own_code = "ignored" if transformers has the same'
+                )
+                raise ConfigurationError(f"{self.where}: {problem}; {remedy}")
 
     def _refuse_pointer(self, path: Path) -> None:
         with path.open("rb") as file:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import msgspec
-from msgspec import field
+from msgspec import Meta, field
 
 from producers.wire.atomic_files import atomically
 from producers.wire.catalogue import Task
@@ -38,7 +38,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class HeadOptions(Options, frozen=True):
+#: Whether a folder that names code of its own is refused, or read by transformers' own code.
+OwnCode = Annotated[Literal["refused", "ignored"], Meta(description='"refused" or "ignored"')]
+
+
+class FolderOptions(Options, frozen=True):
+    """A folder that names code of its own is refused, unless `own_code` is "ignored": transformers' code runs then."""
+
+    own_code: OwnCode = "refused"
+
+
+class HeadOptions(FolderOptions, frozen=True):
     """`heads` gives a task the folder of its own network. `function_to_apply` gives a task the function from raw output
     to scores.
     """
@@ -67,6 +77,9 @@ class FolderModel(Model, Generic[H]):
 
     backends: tuple[str, ...] = ("torch",)
 
+    #: The classes of transformers that read inputs; those of texts, unless a subclass says otherwise.
+    READERS: ClassVar[tuple[str, ...]] = ("AutoTokenizer",)
+
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         if self.onnx is not None:
@@ -91,6 +104,7 @@ class FolderModel(Model, Generic[H]):
                 head.checkpoint.check_weights()
         if self.onnx is not None:
             self._check_file(self.onnx)
+        self._refuse_own_code()
         self._refuse_compiling()
         return self._weights if self.spec.backend.is_reference else f"{self._weights}+{self.spec.backend}"
 
@@ -136,6 +150,12 @@ class FolderModel(Model, Generic[H]):
         if own != wanted and (self._backend.name == "onnxruntime" or own != "fp32"):
             problem = f"{file.path} is in {own}, not {wanted}"
             raise ConfigurationError(f'{self.where}.precision: {problem}; set it to "{own}", or leave `backend` out')
+
+    def _refuse_own_code(self) -> None:
+        if getattr(self.options, "own_code", "refused") == "refused":
+            self.checkpoint.refuse_own_code(self.READERS)
+            for head in self.heads.values() if self.onnx is None else ():
+                head.checkpoint.refuse_own_code([head.auto])
 
     def _refuse_compiling(self) -> None:
         if self.spec.backend.compiled:

@@ -168,6 +168,19 @@ class CheckpointNetworks:
         adapter = self._wanted[task].adapter
         return 0 if adapter is None else 1 + self._adapters.index(adapter)
 
+    def shares_adapters(self, inputs: Inputs) -> bool:
+        """Return whether rows of different adapters can share a pass. `inputs` are an example of at least two rows."""
+        import torch
+
+        from workers.models.adapters.low_rank import NotByRow
+
+        try:
+            with torch.inference_mode():
+                self.run(inputs, {}, [0, *[1] * (_count(inputs) - 1)])
+        except NotByRow:
+            return False
+        return True
+
     def run(
         self, inputs: Mapping[str, Any], wanted: Mapping[str, torch.Tensor], adapters: Sequence[int] = ()
     ) -> dict[str, Any]:
@@ -177,7 +190,7 @@ class CheckpointNetworks:
         """
         self.passes += 1
         if self._adapter_rows is not None:
-            self._adapter_rows.set(adapters, self._device)
+            self._adapter_rows.set(adapters, next(iter(inputs.values())).shape[1], self._device)
         features = self._stand_in(inputs) if self._stand_in is not None else call(self._first, inputs)
         if not self._shares:
             return {task: rows_of(features, rows, _count(inputs)) for task, rows in wanted.items()}
@@ -190,8 +203,15 @@ class CheckpointNetworks:
         head = self._heads[wanted]
         if not hasattr(head, "base_model_prefix"):  # a matrix of an earlier load
             return head(chosen)
-        getattr(head, head.base_model_prefix).output = chosen
-        return call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
+        backbone = getattr(head, head.base_model_prefix)
+        backbone.output = chosen
+        found = call(head, {name: tensor.index_select(0, rows) for name, tensor in inputs.items()})
+        if own := sorted(backbone.inputs - inputs.keys()):
+            problem = (
+                f"{type(head).__name__} gives its backbone an input of its own ({own[0]}), so they cannot be apart"
+            )
+            raise ConfigurationError(f"{self._where}: {problem}; make the task a model of its own, on the CPU")
+        return found
 
     def _load(self, network: CheckpointNetwork) -> Any:
         auto = network.auto
@@ -313,16 +333,22 @@ def _difference(backbone: Any, shared: Any) -> str:
 
 def replay() -> Any:
     """Return a module for a backbone's place in a head."""
+    import torch
     from torch import nn
 
     class Replay(nn.Module):
-        """Replaces the backbone inside a head: returns the output that the shared backbone has computed."""
+        """Replaces the backbone inside a head: returns the output that the shared backbone has computed.
+
+        `inputs` are the names of the tensors that the head gives the backbone.
+        """
 
         def __init__(self) -> None:
             super().__init__()
             self.output: Any = None
+            self.inputs: frozenset[str] = frozenset()
 
-        def forward(self, *_: Any, **__: Any) -> Any:
+        def forward(self, *_: Any, **named: Any) -> Any:
+            self.inputs = frozenset(name for name, value in named.items() if isinstance(value, torch.Tensor))
             return self.output
 
     return Replay()

@@ -114,17 +114,25 @@ class Batch:
         return [self._arrays[f"of/{task}"][starts[row] : ends[row]] for row in rows]
 
     def passes(
-        self, wanted: set[Row], *, equal_lengths: bool = False, counted: int | None = None, short: int | None = None
+        self,
+        wanted: set[Row],
+        *,
+        equal_lengths: bool = False,
+        counted: int | None = None,
+        short: int | None = None,
+        shares_adapters: bool = True,
     ) -> list[list[Row]]:
         """Group the wanted rows into passes, longest sequence first, so that no pass is mostly padding, or has any.
 
         All sequences of a pass have the token `counted` equally often, and all have at most `short` tokens, or more.
+        Rows of different adapters share a pass if `shares_adapters`.
         """
-        alike: dict[tuple[int, bool], list[tuple[Row, int]]] = {}
+        alike: dict[tuple[int, bool, int], list[tuple[Row, int]]] = {}
         for row in sorted(wanted):
             ids = self.sequences[row.place].ids
             count = 0 if counted is None else int((ids == counted).sum())
-            alike.setdefault((count, short is not None and len(ids) > short), []).append((row, len(ids)))
+            adapter = 0 if shares_adapters else row.adapter
+            alike.setdefault((count, short is not None and len(ids) > short, adapter), []).append((row, len(ids)))
         return [group for sizes in alike.values() for group in plan(sizes, equal_lengths=equal_lengths)]
 
     @property

@@ -61,7 +61,7 @@ def run(model: Model, where: str, *, compared: bool, fp32: bool) -> None:
     for place, own in enumerate(alone if compared else ()):
         for task, output in own.items():
             difference = _difference(output[0], together[task][place])
-            if difference > _MARGINS[fp32]:
+            if not difference <= _MARGINS[fp32]:  # NaN is no number that is less
                 problem = f"the answers of {task!r} depend on the other inputs of a batch (by {difference:.2g})"
                 remedy = "use another checkpoint" if fp32 else 'use "fp32", or compress it again (docs/compression.md)'
                 raise DependsOnNeighbours(f"{where}: {problem}, which is not served; {remedy}")
@@ -110,9 +110,14 @@ def _outputs(model: Model, rows: Sequence[Prepared]) -> Arrays:
 
 
 def _difference(alone: Array, together: Array) -> float:
-    """Return the mean difference as a share of the mean size, over what both have."""
-    if alone.dtype.kind != "f":
+    """Return the mean difference as a share of the mean size, over what both have.
+
+    Equal infinities do not differ, and neither do two NaN. A NaN in one alone makes the difference NaN.
+    """
+    if alone.dtype.kind != "f" or not alone.size:
         return 0.0
     there = together[tuple(slice(size) for size in alone.shape)]
-    size = max(float(np.abs(alone).mean()), 1e-6) if alone.size else 1.0
-    return float(np.abs(alone - there).mean()) / size if alone.size else 0.0
+    unlike = (alone != there) & ~(np.isnan(alone) & np.isnan(there))
+    sizes = np.abs(alone[np.isfinite(alone)])
+    size = max(float(sizes.mean()), 1e-6) if sizes.size else 1.0
+    return float(np.abs(alone[unlike] - there[unlike]).sum(dtype=np.float64)) / alone.size / size

@@ -91,6 +91,7 @@ class ClassCalls:
 
     limit_s: float
     _hung: dict[type, list[threading.Thread]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
     _here: threading.local = field(default_factory=threading.local)
 
     def call(
@@ -127,9 +128,15 @@ class ClassCalls:
                 del self._here.companion
             except queue.Empty:
                 del self._here.companion
-                self._hung[type(model)] = [*(each for each in hung if each.is_alive()), companion.give_up()]
+                self._keep_hung(type(model), companion.give_up())
                 return ClassHung(str(wrong(model, method, f"nothing within {self.limit_s:g} s; it hangs")))
         return tried(call, *arguments)
+
+    def _keep_hung(self, class_: type, thread: threading.Thread) -> None:
+        """Count a thread that hangs, with those of other calls that hang meanwhile."""
+        with self._lock:
+            alive = [each for each in self._hung.get(class_, ()) if each.is_alive()]
+            self._hung[class_] = [*alive, thread]
 
     def for_many(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,10 +12,13 @@ from producers.wire.atomic_files import atomically
 from workers.models.sources.download import PullFailed
 
 #: The files that are downloaded: weights as safetensors, and text. Never pickles or code.
-FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja")
 
 #: The endings of the further files of an ONNX file: weights over 2 GB are outside of it.
 _EXTERNAL = ("", "_data*", ".data*")
+
+#: A user name and a password in a URL; HF_ENDPOINT may have them, and errors quote it.
+_LOGIN = re.compile(r"//[^/\s]*@")
 
 
 def locate(note: Path) -> Path | None:
@@ -38,7 +42,7 @@ def pull(repository: str, revision: str, note: Path, *, onnx: str = "") -> Path:
         # resumes, verifies and locks by itself
         folder = Path(snapshot_download(repository, revision=offered.sha, cache_dir=place, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError, httpx2.HTTPError) as error:
-        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        reason = _LOGIN.sub("//", str(error.__cause__ or error)).strip().partition("\n")[0]
         remedy = "check the id, the network, HF_TOKEN, HF_HUB_OFFLINE and HF_ENDPOINT"
         raise PullFailed(f"{repository} at {revision}: {reason}; {remedy}") from error
     # if the hub breaks off, its client may return an incomplete folder

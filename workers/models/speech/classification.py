@@ -64,6 +64,7 @@ class AudioModel(FolderModel[AudioClassification]):
 
     options_class = AudioOptions
     options: AudioOptions
+    READERS = ("AutoFeatureExtractor",)
     default_cost = 60 * waves.COSTS_PER_S
 
     # --- in the parent process ---

@@ -15,16 +15,16 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.audio import SpeechRecognitionParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
+from workers.models.huggingface.checkpoint_model import FolderModel, FolderOptions, read_for_each
 from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared, digest
-from workers.models.interface.options import Options, Positive, Text
+from workers.models.interface.options import Positive, Text
 from workers.models.speech import features, recordings, voice, waveform
 from workers.models.speech.recordings import Window
 from workers.models.speech.voice import Span
 
 
-class RecognitionOptions(Options, frozen=True):
+class RecognitionOptions(FolderOptions, frozen=True):
     """Recordings over `max_audio_s` are refused: an item is computed in one batch, which has a time limit. `voice` is
     the folder of Silero's weights, by default the model's own folder.
     """
@@ -79,6 +79,7 @@ class RecognitionModel(FolderModel[Recognition]):
 
     options_class: ClassVar[type[RecognitionOptions]] = RecognitionOptions
     options: RecognitionOptions
+    READERS = ("AutoFeatureExtractor", "AutoTokenizer")
 
     #: The separator between the texts of two windows.
     BETWEEN: ClassVar[str]

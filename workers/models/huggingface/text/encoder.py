@@ -32,6 +32,7 @@ from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface.model import Array, Arrays, Prepared, digest
 from workers.models.interface.sample_inputs import Item
 from workers.models.interface.text_block import OF_ITEMS, BlockAnswers, TextBlock
+from workers.models.sources import model_source
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +152,9 @@ class EncoderModel(FolderModel[TextHead]):
 
     _earlier: ComparedNetwork | None = None
 
+    #: Whether rows of different adapters share a pass.
+    shares_adapters = True
+
     def load(self, device: str) -> None:
         outcome = self._outcome if device == "cpu" else None
         self._earlier = compared_network.read(outcome, self._tokenizer_file) if outcome else None
@@ -158,6 +162,8 @@ class EncoderModel(FolderModel[TextHead]):
         super().load(device)
         for task, head in self.heads.items():
             head.adapt(self.networks.network(task))
+        if self.adapters:
+            self.shares_adapters = self.networks.shares_adapters(self._examples()[0])
         if outcome and self.networks.traced:
             self.loads_lighter = self._keep(outcome, self.networks.traced)
 
@@ -187,7 +193,9 @@ class EncoderModel(FolderModel[TextHead]):
         traced = backend.name in ("onnxruntime", "openvino") and not backend.device and self.onnx is None
         if not (self.RECALLS and traced) or self.adapters:
             return None
-        return self._kept("compared", f"{backend} {runtimes()}")
+        read = sorted((task, head.auto, head.checkpoint.folder) for task, head in self.heads.items())
+        heads = [(task, auto, str(folder), model_source.folder_revision(folder)) for task, auto, folder in read]
+        return self._kept("compared", f"{backend} {runtimes()} {heads}")
 
     @property
     def _tokenizer_file(self) -> Path:
@@ -238,8 +246,13 @@ class EncoderModel(FolderModel[TextHead]):
         found: dict[str, dict[int, Array]] = {task: {} for task in wanted}
         with torch.inference_mode():
             every = set().union(*by_task.values())
-            short = self.checkpoint.short_tokens
-            for group in batch.passes(every, equal_lengths=self.equal_lengths, counted=self._counted, short=short):
+            for group in batch.passes(
+                every,
+                equal_lengths=self.equal_lengths,
+                counted=self._counted,
+                short=self.checkpoint.short_tokens,
+                shares_adapters=self.shares_adapters,
+            ):
                 chosen = {task: [n for n, row in enumerate(group) if row in rows] for task, rows in by_task.items()}
                 self._run(batch, group, {task: rows for task, rows in chosen.items() if rows}, found)
         return {task: token_sequences.stacked(found[task].__getitem__, own) for task, own in needs.items()}

@@ -20,23 +20,26 @@ from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.kinds.text import GenerationParams
 from workers.models.huggingface import generation_settings, token_sequences
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.checkpoint_model import FolderModel, read_for_each
+from workers.models.huggingface.checkpoint_model import FolderModel, FolderOptions, read_for_each
 from workers.models.huggingface.text_head import TextReader
 from workers.models.huggingface.token_sequences import Batch, Reading
 from workers.models.huggingface.tokenizing import Tokenizing
 from workers.models.interface import ragged
 from workers.models.interface.model import Array, Arrays, Prepared, digest
-from workers.models.interface.options import Count, Options, Table
+from workers.models.interface.options import Count, Table
+
+#: The most tokens of an output, unless the option or the checkpoint says otherwise.
+_MOST_NEW_TOKENS = 256
 
 
-class Seq2SeqOptions(Options, frozen=True):
-    """Inputs have up to `max_tokens`, by default the checkpoint's own limit. Outputs have up to `max_new_tokens`, which
-    is also the default of a checkpoint that sets no length. `prefix` gives a task the text before its inputs: T5 and
-    similar models choose their task by it.
+class Seq2SeqOptions(FolderOptions, frozen=True):
+    """Inputs have up to `max_tokens`, by default the checkpoint's own limit. Outputs have up to `max_new_tokens`. By
+    default items may ask for up to 256 tokens, and other outputs have up to the checkpoint's own length, or 256.
+    `prefix` gives a task the text before its inputs: T5 and similar models choose their task by it.
     """
 
     max_tokens: Count | None = None
-    max_new_tokens: Count = 256
+    max_new_tokens: Count | None = None
     prefix: Table = field(default_factory=dict)
 
 
@@ -72,9 +75,9 @@ class Writing(TextReader):
 
     @cached_property
     def _most_new_tokens(self) -> int:
-        """The option, or fewer if the decoder has a table of positions: its first one is that of the start token."""
+        """The most that an item may ask for. A table of the decoder's positions limits it: the first is the start's."""
         positions = self.checkpoint.config.get("max_position_embeddings")
-        most = self.options.max_new_tokens
+        most = self.options.max_new_tokens or _MOST_NEW_TOKENS
         return min(most, positions - 1) if isinstance(positions, int) else most
 
     def _language(self, name: str, field: str) -> int:
@@ -102,8 +105,8 @@ class Writing(TextReader):
         return np.where(place, self._language(language, "params.src_lang"), ids).astype(ids.dtype)
 
     def settings(self, params: msgspec.Struct) -> dict[str, Any]:
-        """Return the arguments of `generate`: the request's parameters, and a length if neither they nor the checkpoint
-        has one.
+        """Return the arguments of `generate`: the request's parameters, and a length if they have none and the
+        checkpoint's own is missing or over the option.
         """
         asked = msgspec.structs.asdict(params)
         del asked["truncation"]
@@ -112,7 +115,9 @@ class Writing(TextReader):
             asked["forced_bos_token_id"] = self._language(target, "params.tgt_lang")
         settings = {name: value for name, value in asked.items() if value is not None}
         own = generation_settings.read(self.checkpoint)
-        if not any((settings.get("max_new_tokens"), own.get("max_new_tokens"), own.get("max_length"))):
+        length = own.get("max_new_tokens") or (own.get("max_length") or 1) - 1  # without the start token
+        over = self.options.max_new_tokens is not None and length > self._most_new_tokens
+        if not settings.get("max_new_tokens") and (over or not length):
             settings["max_new_tokens"] = self._most_new_tokens
         return settings
 

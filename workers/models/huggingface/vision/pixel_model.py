@@ -24,6 +24,7 @@ class PixelModel(FolderModel[ImageHead]):
     """A subclass writes `reader`, `_inputs`, and `prepare`, whose rows have `pixels`, uint8 `(…, height, width, 3)`."""
 
     PADDABLE = True
+    READERS = ("AutoImageProcessor",)
 
     #: The head class of each kind.
     HEADS: ClassVar[Mapping[str, type[ImageHead]]]

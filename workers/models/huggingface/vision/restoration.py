@@ -14,17 +14,17 @@ from producers.wire.catalogue import Task
 from producers.wire.errors import ConfigurationError
 from producers.wire.kinds.pictures import ImageToImageParams
 from workers.models.huggingface.checkpoint import Checkpoint
-from workers.models.huggingface.checkpoint_model import FolderModel
+from workers.models.huggingface.checkpoint_model import FolderModel, FolderOptions
 from workers.models.huggingface.vision import image_processing
 from workers.models.interface import output_files
 from workers.models.interface.model import Array, Arrays, Prepared, digest
-from workers.models.interface.options import Count, Options
+from workers.models.interface.options import Count
 from workers.models.pictures import picture_rows
 
 _ARCHITECTURE = "Swin2SRForImageSuperResolution"
 
 
-class RestorationOptions(Options, frozen=True):
+class RestorationOptions(FolderOptions, frozen=True):
     """Pictures over `max_image_pixels` are refused. At fourfold scale, the default gives four million pixels."""
 
     max_image_pixels: Count = 512 * 512
@@ -54,6 +54,7 @@ class RestorationModel(FolderModel[Restoration]):
 
     options_class = RestorationOptions
     options: RestorationOptions
+    READERS = ("AutoImageProcessor",)
 
     # --- in the parent process ---
 

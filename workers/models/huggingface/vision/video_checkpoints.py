@@ -12,6 +12,7 @@ from msgspec import field
 from PIL import Image
 
 from producers.wire.errors import ConfigurationError, InvalidInput
+from workers.models.huggingface.checkpoint_model import OwnCode
 from workers.models.huggingface.vision.image_heads import ImageClassification, ImageFeatureExtraction, ImageHead
 from workers.models.huggingface.vision.image_processing import ImageReader
 from workers.models.huggingface.vision.pixel_model import PixelModel
@@ -56,8 +57,9 @@ class FrameReader(ImageReader):
 
 
 class VideoCheckpointOptions(VideoLimits, frozen=True):
-    """The limits of a video, and the options of `ImageOptions` that concern heads."""
+    """The limits of a video, and the options of `ImageOptions` that concern the folder and its heads."""
 
+    own_code: OwnCode = "refused"
     heads: Table = field(default_factory=dict)
     function_to_apply: Table = field(default_factory=dict)
     pooling: Text | None = None
