@@ -11,10 +11,13 @@ import pytest
 from celery import Celery
 from celery.app import trace
 from celery.contrib.testing.worker import start_worker
+from celery.exceptions import TaskRevokedError
+from celery.worker import state as worker_state
 
 from producers.wire.queues import TASK, queue_name
 from results_store.celery_results.transactions import close_shared
 from results_store.store import Store
+from tests.end_to_end.processes import until
 from tests.integration.sqlite_outage import away
 from workers.consumer import tasks
 from workers.consumer.app import create_app
@@ -31,7 +34,7 @@ def app(broker_url: str, store: Store, store_url: str, monkeypatch: pytest.Monke
     app.conf.result_backend_max_retries = 1
     app.conf.result_backend_base_sleep_between_retries_ms = 1
 
-    @app.task(name=TASK, shared=False, Request=EnvelopeRequest)  # type: ignore[untyped-decorator]
+    @app.task(name=TASK, shared=False)  # type: ignore[untyped-decorator]
     def run(*_: Any) -> str:
         return "ran"
 
@@ -63,6 +66,20 @@ def test_a_message_whose_state_cannot_be_stored_comes_again(
         sent = app.send_task(TASK, [{}], queue=QUEUE)
         assert returned.wait(TIMEOUT_S)
     assert sent.get(timeout=TIMEOUT_S) == "ran"
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", [TASK, "celery.accumulate"])
+def test_an_expired_message_waits_for_the_database_alone(app: Celery, store_url: str, name: str) -> None:
+    """The consumer goes on, and the sender hears of it in the end."""
+    assert app.send_task(TASK, [{}], queue=QUEUE).get(timeout=TIMEOUT_S) == "ran"  # the database is open
+    app.conf.result_backend_max_retries = 1000
+    with away(store_url):
+        sent = app.send_task(name, [{}], queue=QUEUE, expires=-60)
+        until(lambda: sent.id in worker_state.revoked)
+        assert app.control.ping(timeout=10, limit=1)
+    with pytest.raises(TaskRevokedError):
+        sent.get(timeout=TIMEOUT_S)
 
 
 @pytest.mark.parametrize(("id_", "state"), [("task", "IGNORED"), ("other", "SUCCESS")])

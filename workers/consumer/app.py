@@ -15,6 +15,7 @@ from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
 from producers.wire.sockets import CONSUMER, Sentinels, sentinel_options, sentinels, unix_socket
 from results_store.celery_results.backend import ArgosyBackend
 from workers.consumer import remote_control, tasks
+from workers.consumer.requests import EnvelopeRequest
 from workers.consumer.slots import AWAY
 from workers.node.intake import Unbounded
 from workers.node.lanes import LaneTurnsFactory
@@ -69,6 +70,7 @@ def create_app(
         app.conf.broker_transport_options |= {"master_name": group.master, "sentinel_kwargs": asking}
     app.amqp.queues_cls = Queues
     app.control_cls = remote_control.Control
+    app.Task.Request = EnvelopeRequest  # also of Celery's own tasks
     if result_backend:
         app.backend_cls = Results
     app.intake = Unbounded() if node is None else node.taking

@@ -53,6 +53,7 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)
         self.task_consumer.channel.on_refused = self._senders.tell
+        self.task_consumer.channel.on_revoked = self._senders.revoke
         self.task_consumer.channel.intake = self.app.intake
         self.task_consumer.channel.qos.forgets_later = True
 

@@ -49,13 +49,17 @@ class TaskPool(CelerysTaskPool):  # type: ignore[misc] # Celery is untyped
                     _refuse(request.message, error)
 
         result = super().on_apply(target, args, kwargs, ended, accept_callback)
-        result.f.add_done_callback(partial(_settle, request))
+        result.f.add_done_callback(partial(_ended, request))
         return result
 
 
-def _settle(request: Any, run: Future[Any]) -> None:
-    if run.cancelled() or (error := run.exception()) is None:
-        return
+def _ended(request: Any, run: Future[Any]) -> None:
+    if not run.cancelled() and (error := run.exception()) is not None:
+        settle(request, error)
+
+
+def settle(request: Any, error: BaseException) -> None:
+    """End a message after an error outside its task: refuse it, or return it if the database is away."""
     if isinstance(error, AWAY):
         request.reject(requeue=True)
         return

@@ -19,7 +19,6 @@ from producers.wire.queues import TASK
 from producers.wire.tracing.spans import processing
 from results_store.errors import StoreUnavailable
 from results_store.records import Claim
-from workers.consumer.requests import EnvelopeRequest
 from workers.consumer.unacknowledged import times_returned
 from workers.envelope.gate import EnvelopeInterrupted
 
@@ -47,7 +46,6 @@ def register(app: Celery, node: Node) -> None:
         typing=False,
         ignore_result=False,
         throws=(InvalidMessage,),
-        Request=EnvelopeRequest,
     )
     def run_envelope(self: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)

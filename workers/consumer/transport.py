@@ -86,6 +86,8 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     _kept_client: tuple[Any, Any] | None = None  # the pool, and its client
     #: Called with a message that is refused before its task runs, and the error.
     on_refused: Callable[[dict[str, Any], BaseException], object] = staticmethod(lambda message, error: None)
+    #: Called with the request of a message that is discarded because its task was revoked, and the reason.
+    on_revoked: Callable[[Any, str], object] = staticmethod(lambda request, reason: None)
 
     _others: Mapping[str, tuple[str, int]] = {}  # other applications' lists with messages: queue and priority
     _taken = 0  # messages since the least urgent lists came first
