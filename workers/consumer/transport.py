@@ -205,8 +205,10 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
                 with client.pipeline(transaction=False) as pipe:
                     for name in lists:
                         pipe.llen(name)
-                    found = zip(lists.items(), pipe.execute(), strict=True)
-                self._others = {name: list_ for (name, list_), length in found if length}
+                    answers = dict(zip(lists, pipe.execute(raise_on_error=False), strict=True))
+                self._others = {name: lists[name] for name, length in answers.items() if _is_length(length)}
+                if wrong := [name for name, answer in answers.items() if str(answer).startswith("WRONGTYPE")]:
+                    put_aside(client, dict.fromkeys(wrong, "list"))
 
     def lengths(self, lists: Sequence[tuple[str, int]]) -> list[int]:
         """Return the lengths of lists, by the name of the queue and priority. If Redis refuses, each has a message."""
@@ -440,6 +442,11 @@ class SentinelTransport(Transport):
 
     default_port = 26379
     Channel = SentinelChannel
+
+
+def _is_length(answer: Any) -> bool:
+    """Return whether an answer says that a list has messages. A refusal may be of a single key."""
+    return isinstance(answer, int) and answer > 0
 
 
 def _go_on() -> None:
