@@ -300,6 +300,24 @@ def test_a_message_that_is_given_back_is_taken_again(redis: Redis, connection: C
         assert not redis.llen(QUEUE)
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_message_of_the_last_poll_goes_back_before_the_channel_closes(
+    redis: Redis, connection: Connection, durable: bool
+) -> None:
+    """A worker that stops closes its channel when its envelopes have ended, which may take the time of grace."""
+    taker = Taker(connection)
+    taker.drain()
+    taker.consumer.cancel()
+    name, data = envelope(durable=durable)
+    redis.lpush(name, data)
+    assert not redis.llen(name), "the poll has taken it"
+    taker.consumer.channel.end_poll()
+    assert redis.llen(name) == 1
+    assert notes(redis) == (0, 0)
+    assert not taker.came
+    taker.consumer.channel.end_poll()  # none is under way
+
+
 def test_a_lost_channel_puts_back_only_noted_messages(redis: Redis, connection: Connection) -> None:
     """A durable envelope that runs here still has its lease; a second copy would only be looked at."""
     taker = Taker(connection)

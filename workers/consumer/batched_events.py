@@ -123,6 +123,13 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
     def on_send_event_buffered(self) -> None:
         """Leave a new event in the buffer."""
 
+    def stop(self) -> None:
+        """Take no more messages. A message of the last poll goes back before the pool waits for the held ones."""
+        super().stop()
+        if self.task_consumer is not None:
+            with suppress(*self.connection_errors):
+                self.task_consumer.channel.end_poll()
+
     def shutdown(self) -> None:
         """Send the last events and ends of messages, then shut down."""
         with suppress(*self.connection_errors):

@@ -60,6 +60,9 @@ NO_LIST = "argosy.none"
 #: After a poll that emptied a list and found a message to refuse, the next one waits for this time.
 PAUSE_S = 0.01
 
+#: A consumer that stops waits for so many seconds longer than Redis for the answer of its last poll.
+LAST_ANSWER_S = 0.5
+
 #: One message in so many is of the least urgent lists, so that no flood of urgent messages keeps them waiting. Until
 #: then urgent messages come together. Each wait for Redis is a wait for the interpreter's lock, too, so a flood of
 #: messages that come one by one takes all the time of the consumer's thread.
@@ -135,6 +138,14 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             super().close()
         finally:
             self._disconnect_pools()
+
+    def end_poll(self) -> None:
+        """Read the answer of a poll under way, if it comes in time. Messages that nobody consumes any more go back to
+        their lists. Raises one of `connection_errors`.
+        """
+        if self._in_poll and self._in_poll.can_read(timeout=self.brpop_timeout + LAST_ANSWER_S):
+            with suppress(Empty):
+                self._brpop_read()
 
     def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **options: Any) -> Any:
         """Begin to take messages of a queue."""
