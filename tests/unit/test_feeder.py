@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+from producers.wire.errors import ConfigurationError
 from tests.unit.test_stepping import Countdown
 from tests.unit.test_workload import request
 from workers.batching.feeder import MAX_FAILED_STARTS, Feeder
-from workers.batching.inbox import Cancel
+from workers.batching.inbox import Admit, Cancel
 from workers.batching.planning.cost_model import CostModel
 from workers.batching.planning.policy import Budget, Policy
 from workers.batching.planning.residence import Footprint, Residence
@@ -116,3 +118,25 @@ def test_the_device_is_told_to_drop_what_was_cancelled(by: str) -> None:
     assert [entry.outcome for entry in requests] == [Cancelled(), None, None]
     rig.feeder.end()
     assert [entry.outcome for entry in requests] == [Cancelled(), Interrupted(), Interrupted()]
+
+
+def test_a_loading_that_takes_too_long_is_no_fault_of_the_batches_beside_it() -> None:
+    """A lone item that hung would fail at once."""
+    rig = Rig()
+    rig.hear("ready")
+    [entry] = entries = [request(0)]
+    rig.feeder.take(entries)
+    served = ServedModel(Countdown(), "2", Budget(100, 8), generation=1)
+    asked = Admit(served, ModelToLoad.from_spec("countdown", served.model.spec), Footprint(), Future())
+    rig.feeder.take(asked)
+    rig.feeder.feed()
+    assert rig.feeder.models.residence.loading == served.key
+    assert rig.device.ran
+    rig.feeder.models.loading_since -= rig.feeder.load_timeout_s
+    assert not rig.feeder.patience_s()
+    rig.feeder.give_up_waiting()
+    with pytest.raises(ConfigurationError, match="was not loaded within 60 s"):
+        asked.done.result(timeout=0)
+    assert (rig.device.life, rig.feeder.out_of_service, entry.outcome) == (2, None, None)
+    rig.hear("ready")
+    assert len(rig.device.ran) == 2

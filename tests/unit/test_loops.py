@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from producers.client.group_commit import GroupCommit, settle
 from producers.wire.errors import Overloaded
 from results_store.loops.inbox import Inbox
 from results_store.loops.loop import Loop, ThreadProgress, doing, note, watch_here
+from workers.node.node import Node
 from workers.node.watchdog import ProgressWatch, limit_for
 
 
@@ -185,6 +188,29 @@ def test_work_and_waits_are_noted_for_the_calling_thread() -> None:
         assert progress.state[1:] == ("an envelope", 120.0)
     finally:
         watch_here(None)
+
+
+def test_each_step_of_the_end_of_a_worker_has_its_own_limit() -> None:
+    """The time of grace leaves none for the end of the device process."""
+    progress = ThreadProgress("drain")
+    steps: list[object] = []
+
+    def note_step(*_: object) -> None:
+        steps.append(progress.state[1:])
+
+    node: Any = SimpleNamespace(
+        _trainings=None,
+        _held=SimpleNamespace(wait_until_none=note_step),
+        _interrupt=note_step,
+        _writers=(),
+        settings=SimpleNamespace(worker=SimpleNamespace(batch_timeout_s=120.0)),
+    )
+    watch_here(progress)
+    try:
+        Node.drain(node, 30.0)
+    finally:
+        watch_here(None)
+    assert steps == [("waiting for the held envelopes", 32.0), ("the end of the device process", 300.0)]
 
 
 def test_the_group_of_a_failure_is_told_and_the_next_goes_on() -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from producers.wire.errors import InvalidMessage
+from results_store.errors import StoreUnavailable
 from workers.consumer.refused_senders import RefusedSenders
 
 
@@ -30,3 +31,23 @@ def test_a_store_that_is_away_is_waited_for_once() -> None:
     senders._thread.shutdown()
     closing.join()
     assert tried == ["task 0"]
+
+
+def test_a_worker_that_stops_returns_a_revoked_message_that_cannot_be_stored() -> None:
+    """It is not acknowledged, so that its channel puts it back."""
+    acknowledged: list[str] = []
+
+    def store_revoked(_: str) -> None:
+        closing.start()
+        while not senders._closing:
+            time.sleep(0.001)
+        raise StoreUnavailable("the store is away")
+
+    senders = RefusedSenders(cast("Any", SimpleNamespace(backend=SimpleNamespace())))
+    closing = Thread(target=senders.close)
+    for number in range(2):
+        request = SimpleNamespace(store_revoked=store_revoked, acknowledge=lambda: acknowledged.append("one"))
+        senders.revoke(request, f"expired {number}")
+    senders._thread.shutdown()
+    closing.join()
+    assert not acknowledged

@@ -209,3 +209,56 @@ def test_a_model_that_made_room_waits_though_another_is_forgotten_meanwhile() ->
     made.remove("retired")
     made.went("a", 50 * MB, 9.1)
     assert made.next(needs, (), 9.1, 9.1) == Load("b")
+
+
+def test_no_other_model_is_loaded_while_suspects_wait_or_run() -> None:
+    """The process may end under them, which would count against the other model, and against them if it was that."""
+    made = residence(260, "a", "b")
+    needs = {"a": Need(3, 0.0), "b": Need(AT_ONCE, 0.0)}
+    assert made.next(needs, {"a"}, 0.0, 0.0) is None, "they run when nothing else does"
+    assert made.next(needs, (), 0.0, 0.0) == Load("b")
+    made.came("b", 100 * MB, 1.0, 150 * MB, 1.0)
+    assert made.next(needs, (), 1.0, 1.0) is None
+    assert made.next(needs, {"b"}, 1.0, 1.0) is None
+    assert made.next({"a": Need(3, 0.0)}, {"b"}, 2.0, 2.0) == Load("a")
+
+
+def test_suspects_of_two_models_that_do_not_fit_together_run_one_after_the_other() -> None:
+    """In their order: the model of the first stays until they have run."""
+    made = residence(160, "a", "b")
+    needs = {"a": Need(AT_ONCE, 1.0), "b": Need(AT_ONCE, 0.0)}
+    assert made.next(needs, (), 0.0, 0.0) == Load("b")
+    made.came("b", 100 * MB, 1.0, 150 * MB, 1.0)
+    assert made.next(needs, (), 1.0, 1.0) is None
+    needs = {"a": Need(AT_ONCE, 0.0), "b": Need(3, 0.0)}
+    assert made.next(needs, (), 2.0, 2.0) == Unload("b")
+    made.went("b", 50 * MB, 2.0)
+    assert made.next(needs, (), 2.0, 2.0) == Load("a")
+
+
+def test_a_model_under_whose_loading_the_process_ended_is_loaded_alone() -> None:
+    """The first time, batches ran beside it: the death may have been theirs."""
+    made = residence(260, "a", "b")
+    needs = {"a": Need(3, 5.0), "b": Need(3, 0.0)}
+    come(made, "b", 1.0)
+    assert made.next(needs, {"b"}, 1.0, 1.0) == Load("a")
+    assert made.lost(2.0) == ("a", 1)
+    made.came_up(2.0, 50 * MB)
+    come(made, "b", 3.0)
+    assert made.next(needs, {"b"}, 3.0, 3.0) is None
+    assert set(made.absent(3.0)) == {"a", "b"}, "the batches end, and none begins"
+    assert made.next(needs, (), 4.0, 4.0) == Load("a")
+    assert made.absent(4.5) == {"a": pytest.approx(0.5), "b": pytest.approx(0.5)}
+    made.came("a", 100 * MB, 1.0, 250 * MB, 5.0)
+    assert made.absent(5.0) == {}
+
+
+def test_a_new_version_is_loaded_beside_the_others_also_after_a_death() -> None:
+    """They serve on while it is loaded."""
+    made = residence(0, "a")
+    made.add("a#1", Footprint(), asked_for=True)
+    for death in (1, 2):
+        assert made.next({}, {"a"}, 1.0, 1.0) == Load("a#1")
+        assert "a" not in made.absent(1.0)
+        assert made.lost(2.0) == ("a#1", death)
+        made.came_up(3.0, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from producers.wire.catalogue import Task
 from workers.device.stepping import Answer, SteppingRequests
 from workers.models.interface import ragged
-from workers.models.interface.model import Array, ModelSpec, Prepared
+from workers.models.interface.model import Array, Model, ModelSpec, Prepared
 from workers.models.interface.stepwise import StepResult, StepwiseModel
 
 
@@ -65,11 +65,13 @@ def told(error: BaseException) -> dict[str, Any]:
 class Rig:
     def __init__(self) -> None:
         self.model, self.other = Countdown(), Countdown()
-        self.stepping = SteppingRequests({"one": self.model, "other": self.other}, told)
+        self.loaded: dict[str, Model] = {"one": self.model, "other": self.other}
+        self.stepping = SteppingRequests(self.loaded, told)
 
     def give(self, batch: str, *steps: int, model: str = "one", rows: tuple[int, ...] | None = None) -> list[Answer]:
         """Hand over a batch of one task; `rows` want it, or all."""
         header = {"batch": batch, "model": model, "tasks": ["count"], "urgency": 3}
+        assert self.stepping.takes(header)
         wanted = np.array(range(len(steps)) if rows is None else rows)
         return list(self.stepping.take(header, {"count": np.array(steps)[:, None], "wanted/count": wanted}))
 
@@ -113,6 +115,15 @@ def test_a_batch_that_is_dropped_before_it_came_does_not_join() -> None:
     rig.give("cancelled", 1000)
     assert not rig.model.left
     assert not rig.stepping.busy
+
+
+def test_a_batch_that_is_dropped_before_it_came_needs_no_model() -> None:
+    """Its model may have been unloaded behind the drop: the batch was the last that needed it."""
+    rig = Rig()
+    rig.drop("cancelled")
+    del rig.loaded["one"]
+    assert not rig.give("cancelled", 1000)
+    assert not rig.stepping.takes({"batch": "of a model that does not step", "model": "scripted"})
 
 
 def test_who_cannot_join_costs_its_batch_alone() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -96,6 +97,7 @@ class Batcher:
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._admission = threading.Lock()  # no entry may reach the inbox behind the end mark of `stop`
         self._closed = False
+        self._late_since: float | None = None  # monotonic time since which the device is silent for too long
         self._groups: weakref.WeakSet[Group] = weakref.WeakSet()  # all groups on which an envelope waits
         self.loop = Loop("batcher", self._turn, failed=self._failed)
 
@@ -218,11 +220,14 @@ class Batcher:
 
     def _turn(self) -> bool:
         patience_s = self._feeder.patience_s()
+        if patience_s:
+            self._late_since = None
+        elif self._late_since is None:
+            self._late_since = time.monotonic()
         try:
             message = self._inbox.get(timeout=min(patience_s, TICK_S) or GRACE_S)
         except queue.Empty:
-            if not patience_s:
-                self._feeder.give_up_waiting()
+            self._give_up_waiting()
             return True
         while message is not None:
             self._feeder.take(message)
@@ -233,7 +238,15 @@ class Batcher:
             self._feeder.end()
             return False
         self._feeder.feed()
+        self._give_up_waiting()
         return True
+
+    def _give_up_waiting(self) -> None:
+        """Give the device up, if it is silent for too long although all that it said until then was read."""
+        late = self._late_since is not None and time.monotonic() - self._late_since >= GRACE_S
+        if late and not self._feeder.patience_s():
+            self._late_since = None
+            self._feeder.give_up_waiting()
 
     def _failed(self, error: BaseException) -> None:
         """Interrupt all items and end the service: nothing is known for certain about the waiting items any more."""

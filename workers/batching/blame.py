@@ -36,9 +36,9 @@ class Suspects:
         return bool(self._groups)
 
     @property
-    def models(self) -> set[str]:
-        """The models of the suspects."""
-        return {group[0].waiting.model for group in self._groups}
+    def models(self) -> list[str]:
+        """The model of each group, in the order in which they run."""
+        return [group[0].waiting.model for group in self._groups]
 
     @property
     def next_model(self) -> str:

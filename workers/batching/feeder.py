@@ -129,11 +129,22 @@ class Feeder:
             self._start_device()
             return
         _, limit_s = min(self._expected(), key=sum)
+        slow = self._slow_load()
         # the device's death would come as an event; handling it here keeps the reason with the batch
         with doing("the end of the device process", PROCESS_LIMIT_S):
             self._device.end()
-        self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
+        if slow:  # no fault of the batches beside it
+            self._on_lost("DeviceLost", f"{slow}, and the device process was killed", slow)
+        else:
+            self._on_lost("DeviceHung", f"the device process was silent for {limit_s:g} s and was killed")
         self.feed()
+
+    def _slow_load(self) -> str:
+        """Say which model's loading beside the batches has taken too long, if there is one."""
+        key = self.models.residence.loading
+        if not self._ready or key is None or time.monotonic() < self.models.loading_since + self.load_timeout_s:
+            return ""
+        return f"model {key} was not loaded within {self.load_timeout_s:g} s"
 
     def end(self) -> None:
         """Interrupt all waiting and running items, for good."""
@@ -321,13 +332,13 @@ class Feeder:
         self.leave_service(f"it did not come up {self._failed_starts} times in a row: {message}")
         return True
 
-    def _on_lost(self, kind: str, message: str) -> None:
+    def _on_lost(self, kind: str, message: str, slow_load: str = "") -> None:
         running = {"batch": self.work.running_batch}
         logger.warning("%s: %s; restarting it", self.device_name, message, extra=running)
         if not self._ready:
             self._failed_starts += 1
         self._ready = False
-        problem = self.models.lost()
+        problem = self.models.lost(slow_load)
         for batch in self.work.lost(kind, message):
             if self.models.takes(batch.model):
                 self.work.put_back(batch)

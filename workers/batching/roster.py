@@ -112,12 +112,20 @@ class Roster:
         if "resident_bytes" in header:
             self.residence.resident_bytes = header["resident_bytes"]
 
-    def lost(self) -> str | None:
-        """Record the end of the process; return the reason if the models can no longer be served."""
+    def lost(self, hung: str = "") -> str | None:
+        """Record the end of the process; return the reason if the models can no longer be served.
+
+        `hung` says that it ended because the loading took too long: for a version that is new, that is once too often.
+        """
         loading = self.residence.lost(time.monotonic())
-        if loading is None or loading[1] < MOST_DEATHS:
+        if loading is None:
             return None
-        return self.cannot_load(loading[0], f"the device process ended {loading[1]} times while loading it")
+        key, deaths = loading
+        if hung and key in self._admitted:
+            return self.cannot_load(key, hung)
+        if deaths < MOST_DEATHS:
+            return None
+        return self.cannot_load(key, f"the device process ended {deaths} times while loading it")
 
     def on_event(self, header: Header) -> str | None:
         """Handle an event of a model; return the reason if the models can no longer be served."""

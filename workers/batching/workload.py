@@ -121,8 +121,10 @@ class Workload:
         return self._given.ahead_s(running_s)
 
     def needs(self) -> dict[str, Need]:
-        """The need of each model with waiting items. Suspects count for no model."""
-        suspected = {model: Need(AT_ONCE, 0.0) for model in self._suspects.models}
+        """The need of each model with waiting items. Suspects, also those that run, count for no other model."""
+        running = [batch.model for batch in self._given if batch.chosen is None]
+        ordered = dict.fromkeys([*running, *self._suspects.models])
+        suspected = {model: Need(AT_ONCE, float(place)) for place, model in enumerate(ordered)}
         return self._scheduler.needs() | self._joining.needs() | suspected
 
     # --- batches at the device ---

@@ -13,7 +13,10 @@ from kombu import Queue
 from producers.wire.errors import ConfigurationError
 from producers.wire.queues import PRIORITY_SEPARATOR, PRIORITY_STEPS
 from producers.wire.sockets import CONSUMER, Sentinels, sentinel_options, sentinels, unix_socket
+from results_store.celery_results.backend import ArgosyBackend
 from workers.consumer import remote_control, tasks
+from workers.consumer.requests import EnvelopeRequest
+from workers.consumer.slots import AWAY
 from workers.node.intake import Unbounded
 from workers.node.lanes import LaneTurnsFactory
 
@@ -28,6 +31,21 @@ class Queues(CelerysQueues):  # type: ignore[misc] # Celery is untyped
 
     def __missing__(self, name: str) -> Queue:
         return Queue(name)  # not kept: strangers choose the names
+
+
+class Results(ArgosyBackend):
+    """The result backend of a worker, at the application's `result_backend`.
+
+    A state that cannot be stored is no failure of its task: the pool of threads gives the message back.
+    """
+
+    def __init__(self, app: Celery, url: str | None = None, **options: Any) -> None:
+        super().__init__(app, url or app.conf.result_backend.removeprefix("argosy+"), **options)
+
+    def mark_as_failure(self, task_id: str, exc: Exception, *arguments: Any, **options: Any) -> Any:
+        if isinstance(exc, AWAY) and options.get("store_result", True):
+            raise exc
+        return super().mark_as_failure(task_id, exc, *arguments, **options)
 
 
 def create_app(
@@ -52,6 +70,9 @@ def create_app(
         app.conf.broker_transport_options |= {"master_name": group.master, "sentinel_kwargs": asking}
     app.amqp.queues_cls = Queues
     app.control_cls = remote_control.Control
+    app.Task.Request = EnvelopeRequest  # also of Celery's own tasks
+    if result_backend:
+        app.backend_cls = Results
     app.intake = Unbounded() if node is None else node.taking
     if node is not None:
         # within a priority, lanes and models take turns; more urgent messages come first across all of them

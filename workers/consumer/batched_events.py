@@ -53,6 +53,7 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **options)
         self.task_consumer.channel.on_refused = self._senders.tell
+        self.task_consumer.channel.on_revoked = self._senders.revoke
         self.task_consumer.channel.intake = self.app.intake
         self.task_consumer.channel.qos.forgets_later = True
 
@@ -121,6 +122,13 @@ class Consumer(CelerysConsumer):  # type: ignore[misc] # Celery is untyped
 
     def on_send_event_buffered(self) -> None:
         """Leave a new event in the buffer."""
+
+    def stop(self) -> None:
+        """Take no more messages. A message of the last poll goes back before the pool waits for the held ones."""
+        super().stop()
+        if self.task_consumer is not None:
+            with suppress(*self.connection_errors):
+                self.task_consumer.channel.end_poll()
 
     def shutdown(self) -> None:
         """Send the last events and ends of messages, then shut down."""

@@ -1,10 +1,11 @@
-"""The senders of refused messages hear of it, if they wait with Argosy's result backend."""
+"""The senders of refused and of discarded messages hear of it, if they wait with Argosy's result backend."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import BoundedSemaphore
+from time import sleep
 from typing import Any
 
 from celery import Celery
@@ -13,9 +14,14 @@ from celery.exceptions import NotRegistered
 from producers.wire.errors import InvalidMessage
 from producers.wire.messages import is_name
 from producers.wire.publisher import DURABLE
+from results_store.errors import StoreUnavailable
+from workers.consumer.slots import settle
 
 #: The most refusals that wait to be stored. Senders of a flood beyond them hear nothing.
 MOST_WAITING = 1000
+
+#: Seconds until a revocation is stored again that the database did not take.
+AGAIN_S = 0.5
 
 
 class RefusedSenders:
@@ -39,6 +45,14 @@ class RefusedSenders:
             if self._places.acquire(blocking=False):
                 self._thread.submit(self._store, id_, reason)
 
+    def revoke(self, request: Any, reason: str) -> None:
+        """Store soon that a task was revoked, and then acknowledge its message, however long the database is away.
+
+        A worker that stops meanwhile returns the message.
+        """
+        with suppress(RuntimeError):  # the thread has ended
+            self._thread.submit(self._revoke, request, reason)
+
     def close(self) -> None:
         """Store the refusals that wait, and end the thread. A store that is away is waited for once, not for each."""
         self._closing = True
@@ -56,3 +70,18 @@ class RefusedSenders:
             self._store_is_away = True
         finally:
             self._places.release()
+
+    def _revoke(self, request: Any, reason: str) -> None:
+        while not (self._closing and self._store_is_away):
+            try:
+                request.store_revoked(reason)
+            except StoreUnavailable:
+                self._store_is_away = True
+                sleep(AGAIN_S)
+            except Exception as error:  # noqa: BLE001 - the backend's own
+                settle(request, error)
+                return
+            else:
+                self._store_is_away = False
+                request.acknowledge()
+                return

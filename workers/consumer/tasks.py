@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.task import get_actual_ignore_result
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 
 from producers.wire.errors import InvalidMessage
 from producers.wire.fleet_file import known
@@ -17,7 +17,8 @@ from producers.wire.messages import VERSION, Envelope, Priority
 from producers.wire.publisher import DURABLE
 from producers.wire.queues import TASK
 from producers.wire.tracing.spans import processing
-from workers.consumer.requests import EnvelopeRequest
+from results_store.errors import StoreUnavailable
+from results_store.records import Claim
 from workers.consumer.unacknowledged import times_returned
 from workers.envelope.gate import EnvelopeInterrupted
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from workers.node.node import Node
 
 logger = logging.getLogger(__name__)
+
+#: Seconds until a message that needs the database goes back to its queue, from which it is taken again.
+PAUSE_S = 1.0
 
 
 def register(app: Celery, node: Node) -> None:
@@ -42,7 +46,6 @@ def register(app: Celery, node: Node) -> None:
         typing=False,
         ignore_result=False,
         throws=(InvalidMessage,),
-        Request=EnvelopeRequest,
     )
     def run_envelope(self: Any, *arguments: Any, **named: Any) -> dict[str, Any]:
         reply = not get_actual_ignore_result(self, self.request)
@@ -52,13 +55,21 @@ def register(app: Celery, node: Node) -> None:
                 _check_fields(envelope)
             completed = _completed(envelope, self.request.id)
             with processing(self.request, (self.request.delivery_info or {}).get("routing_key", "")):
-                return node.run(completed, reply=reply, returned=times_returned(self.request))
+                summary = node.run(completed, reply=reply, returned=times_returned(self.request))
         except EnvelopeInterrupted as interrupted:
             # neither a stop by the operator nor another node's speed is a failure: the message returns to its queue
             raise Reject(str(interrupted), requeue=True) from interrupted
+        except StoreUnavailable as away:
+            if self.request.get(DURABLE):
+                raise  # a reconciler publishes the stored envelope again
+            time.sleep(PAUSE_S)
+            raise Reject(str(away), requeue=True) from away
         except InvalidMessage as error:
             _say_once(str(error))
             raise
+        if reply and summary.get("skipped") == Claim.HELD.value and completed["id"] == self.request.id:
+            raise Ignore("the same message runs here already, and that run stores the task's answer")
+        return summary
 
 
 @lru_cache(maxsize=256)

@@ -60,6 +60,9 @@ NO_LIST = "argosy.none"
 #: After a poll that emptied a list and found a message to refuse, the next one waits for this time.
 PAUSE_S = 0.01
 
+#: A consumer that stops waits for so many seconds longer than Redis for the answer of its last poll.
+LAST_ANSWER_S = 0.5
+
 #: One message in so many is of the least urgent lists, so that no flood of urgent messages keeps them waiting. Until
 #: then urgent messages come together. Each wait for Redis is a wait for the interpreter's lock, too, so a flood of
 #: messages that come one by one takes all the time of the consumer's thread.
@@ -86,6 +89,8 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
     _kept_client: tuple[Any, Any] | None = None  # the pool, and its client
     #: Called with a message that is refused before its task runs, and the error.
     on_refused: Callable[[dict[str, Any], BaseException], object] = staticmethod(lambda message, error: None)
+    #: Called with the request of a message that is discarded because its task was revoked, and the reason.
+    on_revoked: Callable[[Any, str], object] = staticmethod(lambda request, reason: None)
 
     _others: Mapping[str, tuple[str, int]] = {}  # other applications' lists with messages: queue and priority
     _taken = 0  # messages since the least urgent lists came first
@@ -133,6 +138,14 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
             super().close()
         finally:
             self._disconnect_pools()
+
+    def end_poll(self) -> None:
+        """Read the answer of a poll under way, if it comes in time. Messages that nobody consumes any more go back to
+        their lists. Raises one of `connection_errors`.
+        """
+        if self._in_poll and self._in_poll.can_read(timeout=self.brpop_timeout + LAST_ANSWER_S):
+            with suppress(Empty):
+                self._brpop_read()
 
     def basic_consume(self, queue: str, no_ack: bool, *arguments: Any, **options: Any) -> Any:
         """Begin to take messages of a queue."""
@@ -203,8 +216,10 @@ class Channel(redis.Channel):  # type: ignore[misc] # kombu is untyped
                 with client.pipeline(transaction=False) as pipe:
                     for name in lists:
                         pipe.llen(name)
-                    found = zip(lists.items(), pipe.execute(), strict=True)
-                self._others = {name: list_ for (name, list_), length in found if length}
+                    answers = dict(zip(lists, pipe.execute(raise_on_error=False), strict=True))
+                self._others = {name: lists[name] for name, length in answers.items() if _is_length(length)}
+                if wrong := [name for name, answer in answers.items() if str(answer).startswith("WRONGTYPE")]:
+                    put_aside(client, dict.fromkeys(wrong, "list"))
 
     def lengths(self, lists: Sequence[tuple[str, int]]) -> list[int]:
         """Return the lengths of lists, by the name of the queue and priority. If Redis refuses, each has a message."""
@@ -438,6 +453,11 @@ class SentinelTransport(Transport):
 
     default_port = 26379
     Channel = SentinelChannel
+
+
+def _is_length(answer: Any) -> bool:
+    """Return whether an answer says that a list has messages. A refusal may be of a single key."""
+    return isinstance(answer, int) and answer > 0
 
 
 def _go_on() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from producers.wire.command_line import LeaveTextOut
 from producers.wire.errors import ConfigurationError
 from producers.wire.validation.struct_types import build_struct_types
-from results_store.loops.loop import TICK_S, Loop, ThreadProgress, doing, watch_here
+from results_store.loops.loop import TICK_S, Loop, ThreadProgress, watch_here
 from workers.device.devices import Device
 from workers.models.sources.model_source import cache_folder
 from workers.node.lanes import Lanes
@@ -139,11 +139,9 @@ def _consume(node: Node, broker_url: str, result_backend: str, ready_file: Path 
         stopping.set()
 
     def drain() -> bool:
-        grace_s = node.settings.worker.grace_s
         if not stopping.wait(TICK_S):
             return True
-        with doing("waiting for the held envelopes", grace_s + TICK_S):
-            node.drain(grace_s)
+        node.drain(node.settings.worker.grace_s)
         return False
 
     worker_ready.connect(ready, weak=False)

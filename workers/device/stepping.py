@@ -57,13 +57,14 @@ class SteppingRequests:
         return bool(self._batches)
 
     def takes(self, header: Header) -> bool:
-        """Whether a frame is for a stepwise model."""
-        return "drop" in header or header["model"] in self._models
+        """Whether a frame is for a stepwise model, or its batch was dropped and its model has gone since."""
+        return "drop" in header or header["model"] in self._models or self._is_late(header)
 
     def take(self, header: Header, arrays: Arrays) -> Iterator[Answer]:
         """Let a batch join, or drop one.
 
-        The frame that drops a batch is more urgent and may overtake it: then the batch does not join.
+        The frame that drops a batch is more urgent and may overtake it: then the batch does not join. The frame that
+        unloads its model may overtake it, too.
         """
         if "drop" in header:
             self._unmet += [id_ for id_ in header["drop"] if id_ not in self._batches]
@@ -82,6 +83,9 @@ class SteppingRequests:
         except Exception as error:  # noqa: BLE001 - it costs this batch only: nothing of it has stepped
             self._drop(id_)
             yield {"event": "failed", "batch": id_, **self._described(error)}, {}
+
+    def _is_late(self, header: Header) -> bool:
+        return header["model"] not in self._all and header["batch"] in self._unmet
 
     def step(self) -> Iterator[Answer]:
         """Take a step of each model that has requests."""

@@ -91,7 +91,7 @@ class HeldEnvelopes:
             yield held
         except EnvelopeInterrupted:
             # before its message is back in the queue: the next worker that takes it must find the lease released
-            self._store.release([envelope], worker=self._worker)
+            self._release(envelope)
             raise
         except Exception as error:
             self._note_failure(envelope, error)
@@ -175,6 +175,13 @@ class HeldEnvelopes:
         ]
         if gone:
             batcher.cancel(items=gone)
+
+    def _release(self, envelope: str) -> None:
+        try:
+            self._store.release([envelope], worker=self._worker)
+        except StoreError as unavailable:
+            # its lease expires instead, and a reconciler publishes it again
+            logger.warning("envelope %s: its lease could not be released: %s", envelope, unavailable)
 
     def _note_failure(self, envelope: str, error: Exception) -> None:
         detail = {"kind": type(error).__name__, "message": str(error), "traceback": traceback.format_exc()}

@@ -34,11 +34,12 @@ from producers.wire.tracing import spans
 from producers.wire.training.training_job import TRAINING
 from results_store.errors import StoreError
 from results_store.loops.log_lines import about
-from results_store.loops.loop import ThreadProgress, note, watch_here
+from results_store.loops.loop import TICK_S, ThreadProgress, doing, note, watch_here
 from results_store.records import Batch, Declaration
 from results_store.store import Store
 from results_store.writer import Writer
 from workers.batching.batcher import Batcher, BatcherSettings
+from workers.batching.feeder import PROCESS_LIMIT_S
 from workers.batching.planning.residence import Residence
 from workers.batching.roster import ServedModel
 from workers.batching.saved_costs import SavedCosts, SavedFootprints
@@ -241,8 +242,11 @@ class Node:
         """
         if self._trainings:
             self._trainings.stop()
-        self._held.wait_until_none(grace_s)
-        self._interrupt()
+        with doing("waiting for the held envelopes", grace_s + TICK_S):
+            self._held.wait_until_none(grace_s)
+        # the batcher may be sending a batch, which has its own limit
+        with doing("the end of the device process", PROCESS_LIMIT_S + 2 * self.settings.worker.batch_timeout_s):
+            self._interrupt()
         for writer in self._writers:
             writer.give_up()
 

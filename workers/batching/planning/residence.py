@@ -8,7 +8,10 @@ Within a budget a model is loaded when an item waits for it, and the least recen
   makes room for equally urgent work after its *turn*, `TURN` times the loading time of both, so that loading takes at
   most a part of 1 / (1 + `TURN`) of the time; earlier only if a deadline could not be met otherwise. It makes room for
   less urgent work after its turn, once that work has *aged*.
-- Suspects (`workers.batching.blame`) do not wait: nothing else runs meanwhile.
+- Suspects (`workers.batching.blame`) do not wait: nothing else runs meanwhile, and no model is loaded but that of the
+  first ones, so that a death of the process is theirs.
+- A model under whose loading the process ended is loaded alone the next time: nothing runs meanwhile, so that another
+  death is of the loading. The first load of a version is not: the others serve on.
 
 The footprint of a model is the size of its weights until it has been loaded once, and then the growth of the process. A
 model that was never measured is loaded once at the start of the worker, so that a model that cannot be loaded, or is
@@ -28,7 +31,7 @@ TURN = 4.0
 #: After this many seconds, less urgent work may have its model loaded in place of a busy one.
 AGED_S = 10.0
 
-#: The priority of work that is more urgent than any user's.
+#: The priority of work that is more urgent than any user's. Its arrival is its place in the order.
 AT_ONCE = -1
 
 
@@ -97,6 +100,7 @@ class Residence:
     _base_bytes: int = 0  # the size of the process without models, within a budget
     # A model that made room for another waits until the other has run, or it would return at once for its older work.
     _next: str | None = None
+    _alone: str | None = None  # the model that is loaded, or about to be, while nothing runs
 
     # --- models ---
 
@@ -113,6 +117,8 @@ class Residence:
         self._models.pop(key, None)
         if self._next == key:
             self._next = None
+        if self._alone == key:
+            self._alone = None
 
     def footprint(self, key: str) -> Footprint:
         return self._models[key].footprint
@@ -159,6 +165,9 @@ class Residence:
                 found[key] = max(0.0, one.since + one.footprint.load_s - now)
             elif one.state is not State.LOADED:
                 found[key] = one.footprint.load_s
+        if self._alone is not None:
+            left_s = found[self._alone]
+            found |= {key: left_s for key in self._models if key not in found}
         return found
 
     # --- events ---
@@ -226,12 +235,17 @@ class Residence:
         states = {one.state for one in self._models.values()}
         if State.LOADING in states or State.UNLOADING in states:
             return None
+        self._alone = None
         self._send_off(needs, busy, now)
         leaving = [key for key, one in self._models.items() if one.state is State.LEAVING]
         if leaving:
             return self._leave(next((key for key in leaving if key not in busy), None), busy, now)
-        target = None if self._is_over else self._target(needs)
+        target = None if self._is_over else self._target(needs, busy)
         if target is not None and self._fits(target):
+            if self._models[target].deaths and not self._models[target].asked_for:
+                self._alone = target
+                if busy:
+                    return None
             self._enter(target, State.LOADING, now)
             return Load(target)
         if target is None:
@@ -250,8 +264,12 @@ class Residence:
             if one.retired and one.state is State.LOADED and key not in needs and key not in busy:
                 self._enter(key, State.LEAVING, now)
 
-    def _target(self, needs: Mapping[str, Need]) -> str | None:
+    def _target(self, needs: Mapping[str, Need], busy: Collection[str]) -> str | None:
         """Return the model to load: a suspect's, then one asked for, then the most urgently and longest needed."""
+        suspected = [(need.arrived_at, key) for key, need in needs.items() if need.priority == AT_ONCE]
+        if suspected:
+            _, first = min(suspected)
+            return first if self._models[first].state is State.ABSENT and not busy else None
         ranks = []
         if self._next is not None and self._next in needs and self._models[self._next].state is State.ABSENT:
             return self._next
@@ -260,9 +278,7 @@ class Residence:
                 continue
             need = needs.get(key)
             if need is not None:
-                ranks.append(
-                    (need.priority if need.priority == AT_ONCE or not one.asked_for else 0, need.arrived_at, key)
-                )
+                ranks.append((0 if one.asked_for else need.priority, need.arrived_at, key))
             elif one.asked_for:
                 ranks.append((0, 0.0, key))
         return min(ranks)[2] if ranks else None
@@ -321,3 +337,5 @@ class Residence:
     def _enter(self, key: str, state: State, now: float) -> None:
         one = self._models[key]
         one.state, one.since = state, now
+        if self._alone == key and state is not State.LOADING:
+            self._alone = None
