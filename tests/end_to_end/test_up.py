@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import psutil
 import pytest
 
 from producers import Client, ConfigurationError
+from producers.wire import connection
 from tests.conftest import free_port
 from tests.end_to_end.conftest import SCRIPTED, Fleets
 from tests.end_to_end.processes import until
@@ -90,6 +92,24 @@ def test_a_fixed_port_that_is_taken_is_named(scripted_settings: settings.Setting
         fleet = LocalFleet(scripted_settings, tmp_path / "home", flower=False, broker_port=port)
         with pytest.raises(ConfigurationError, match=f"port {port} is taken.*--broker-port"):
             fleet.start()
+
+
+def test_a_fleet_without_flower_does_not_name_the_flower_of_an_earlier_start(
+    fleets: Fleets, scripted_settings: settings.Settings, home: Path
+) -> None:
+    home.mkdir()
+    earlier = connection.LocalFleet(
+        pid=1,
+        broker_url=f"redis://:secret@127.0.0.1:{free_port()}/0",
+        store_url="",
+        flower_url=f"http://127.0.0.1:{free_port()}",
+    )
+    (home / "fleet.json").write_bytes(msgspec.json.encode(earlier))
+    fleet = fleets(scripted_settings)
+    assert fleet.broker_url == earlier.broker_url
+    assert "flower   off" in fleet.whereabouts()
+    announced = msgspec.json.decode((home / "fleet.json").read_bytes(), type=connection.LocalFleet)
+    assert announced.flower_url == ""
 
 
 class Terminal:

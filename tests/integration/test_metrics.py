@@ -17,7 +17,7 @@ from producers.gateway.app import create_app
 from producers.gateway.metrics import fleet_monitor
 from producers.gateway.metrics.health_listener import HealthListener
 from producers.wire.live_nodes import NODES, node_key
-from producers.wire.queues import queue_name
+from producers.wire.queues import MOST_REFUSED, RefusedMessage, note_refused, queue_name
 from results_store.records import ResultState
 from results_store.sql.monitoring.fleet_figures import FailureTally
 from results_store.sql.waiting.schedules import Schedule
@@ -108,6 +108,23 @@ def test_the_metrics_are_those_of_the_store(beside: httpx.Client, store: Store) 
     assert second["argosy_item_seconds_sum", ("bulk", "topic")] >= 2
     assert second["argosy_failed_results_total", ("ModelError", "topic")] == 1
     assert scraped(beside)["argosy_batches_total", ("text",)] == 1, "a batch was counted twice"
+
+
+@ON_SQLITE
+def test_the_newest_refusal_has_its_time(beside: httpx.Client, broker_url: str) -> None:
+    """Also once the list is full, whose length then tells nothing; another program's entry has none."""
+    name = ("argosy_broker_last_refusal_time_seconds", ())
+    assert name not in scraped(beside)
+    with Redis.from_url(broker_url) as redis:
+        for at in (1000.0, 2000.0):
+            note_refused(
+                redis,
+                *[RefusedMessage(at=at + n, queue="q", cause="c", sha256="", bytes=0) for n in range(MOST_REFUSED)],
+            )
+            found = scraped(beside)
+            assert (found["argosy_broker_refused_messages", ()], found[name]) == (MOST_REFUSED, at + MOST_REFUSED - 1)
+        redis.lpush("argosy.refused", b"no refusal")
+        assert name not in scraped(beside)
 
 
 @ON_SQLITE

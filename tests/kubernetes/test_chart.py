@@ -138,6 +138,27 @@ def _strict(schema: Any) -> Any:
     return strict | ({"additionalProperties": False} if isinstance(strict.get("properties"), dict) else {})
 
 
+def test_an_entry_has_what_it_leaves_out_from_the_defaults() -> None:
+    """With the fields that docs/operations/kubernetes.md names for GPUs."""
+    gpu = {"device": "cuda:0", "image": {"tag": "gpu"}, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    found = pods(rendered({"workers": {"gpu": gpu}}))
+    (worker,) = found["argosy-worker-gpu"]["containers"]
+    assert found["argosy-worker-gpu"]["terminationGracePeriodSeconds"] == 45
+    assert worker["startupProbe"]["failureThreshold"] == 120
+    assert worker["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": 1}
+    assert worker["resources"]["requests"] == {"cpu": "2", "memory": "4Gi"}
+    (cpu,) = found["argosy-worker-cpu"]["containers"]
+    assert cpu["resources"]["limits"] == {"memory": "4Gi"}
+
+
+def test_an_entry_may_have_zero_and_false_in_place_of_a_default() -> None:
+    own = {"replicas": 0, "scaling": {"enabled": False}}
+    found = rendered({"workerDefaults": {"scaling": {"enabled": True}}, "workers": {"other": own}})
+    assert found["Deployment", "argosy-worker-other"]["spec"]["replicas"] == 0
+    assert ("ScaledObject", "argosy-worker-other") not in found
+    assert ("ScaledObject", "argosy-worker-cpu") in found
+
+
 def test_values_reach_their_pods(scaled: dict[tuple[str, str], dict[str, Any]]) -> None:
     """An image, a device and the weights of its own; the same fleet.toml for all."""
     found = pods(scaled)

@@ -48,9 +48,46 @@ FIRES: dict[str, tuple[dict[str, str], int]] = {
     "ArgosyWorkerRestarts": ({'argosy_worker_start_time_seconds{worker="w"}': "1x3 2x3 3x3 4x5"}, 12),
     "ArgosyStoreSlow": ({'argosy_worker_transaction_seconds_total{worker="w"}': "0+90x30",
                          'argosy_worker_transactions_total{worker="w"}': "0+60x30"}, 20),
-    "ArgosyRefusedMessages": ({"argosy_broker_refused_messages": "0x20 4x5"}, 22),
+    "ArgosyRefusedMessages": ({"argosy_broker_last_refusal_time_seconds": "1200x25"}, 22),
     "ArgosyBrokerFull": ({"argosy_broker_memory_bytes": "95x10", "argosy_broker_memory_limit_bytes": "100x10"}, 8),
 }  # fmt: skip
+
+#: Series that make an alert fire as well: replayed envelopes that are given up again.
+ALSO_FIRES = [("ArgosyDeadLetters", {"argosy_dead_letters": "60x20 0x5 60x10"}, 28)]
+
+TRAINING, TEXT = '{model="training"}', '{model="text"}'
+
+#: Series at which an alert stays silent at a minute: old dead letters after a gap of scraping, a training that is the
+#: only work, models whose workers load another version, old refusals.
+SILENT: list[tuple[str, dict[str, str], int]] = [
+    ("ArgosyDeadLetters", {"argosy_dead_letters": "2x5 stale stale 2x30"}, 9),
+    ("ArgosyDeadLetters", {"argosy_dead_letters": "2x5 _x20 2x30"}, 28),
+    (
+        "ArgosyStuck",
+        {
+            f"argosy_queue_envelopes{TRAINING}": "3x30",
+            f"argosy_queue_envelopes{TEXT}": "0x30",
+            f"argosy_paused_envelopes{TRAINING}": "1x30",
+            f"argosy_paused_envelopes{TEXT}": "0x30",
+            f"argosy_postponed_envelopes{TRAINING}": "0x30",
+            f"argosy_postponed_envelopes{TEXT}": "0x30",
+            "argosy_workers": "2x30",
+            "argosy_batches_total": "7x30",
+        },
+        25,
+    ),
+    (
+        "ArgosyModelUnserved",
+        {
+            f"argosy_queue_items{TEXT}": "5x10",
+            'argosy_queue_items{model="b"}': "5x10",
+            'argosy_model_workers{model="text",state="loading"}': "1x10",
+            'argosy_model_workers{model="b",state="failed"}': "1x10",
+        },
+        8,
+    ),
+    ("ArgosyRefusedMessages", {"argosy_broker_last_refusal_time_seconds": "600x60"}, 40),
+]
 
 ALERTS = [rule["alert"] for rule in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"][0]["rules"]]
 
@@ -69,16 +106,12 @@ def test_promtool_accepts_the_files(tmp_path: Path) -> None:
     promtool("check", "config", str(tmp_path / "prometheus.yml"))
 
 
-@pytest.mark.parametrize("alert", ALERTS)
-def test_an_alert_fires_when_it_should_and_not_before(alert: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("alert", "series", "minute"), [*((alert, *FIRES[alert]) for alert in ALERTS), *ALSO_FIRES])
+def test_an_alert_fires_when_it_should_and_not_before(
+    alert: str, series: dict[str, str], minute: int, tmp_path: Path
+) -> None:
     """Each once: promtool fails for an alert that is missing and for one too many."""
-    series, minute = FIRES[alert]
-    rule = next(
-        rule
-        for rule in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"][0]["rules"]
-        if rule["alert"] == alert
-    )
-    (tmp_path / "rule.yml").write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [rule]}]}))
+    _alone(tmp_path, alert)
     found = subprocess.run(
         ["promtool", "test", "rules", str(_scenario(tmp_path, alert, series, minute))],
         capture_output=True, text=True, check=False,
@@ -88,6 +121,19 @@ def test_an_alert_fires_when_it_should_and_not_before(alert: str, tmp_path: Path
     assert fired, found.stdout + found.stderr
     assert fired[1].count("Labels:") == 1
     promtool("test", "rules", str(_scenario(tmp_path, alert, {}, 0)))
+
+
+@pytest.mark.parametrize(("alert", "series", "minute"), SILENT)
+def test_an_alert_stays_silent(alert: str, series: dict[str, str], minute: int, tmp_path: Path) -> None:
+    _alone(tmp_path, alert)
+    promtool("test", "rules", str(_scenario(tmp_path, alert, series, minute)))
+
+
+def _alone(folder: Path, alert: str) -> None:
+    """Write the rule of an alert into a file of its own."""
+    rules = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"][0]["rules"]
+    rule = next(rule for rule in rules if rule["alert"] == alert)
+    (folder / "rule.yml").write_text(yaml.safe_dump({"groups": [{"name": "one", "rules": [rule]}]}))
 
 
 def _scenario(folder: Path, alert: str, series: dict[str, str], minute: int) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,26 +83,66 @@ def reload(
 def _followed(
     publisher: Publisher, declaration: Declaration, deadline: float, say: Callable[[str], object]
 ) -> Mapping[str, ModelState]:
-    """Wait until every present node has answered; return those that failed."""
-    answered: dict[str, ModelState] = {}
+    """Wait until each node has answered that is present or began to load; return those that failed."""
+    answers = _Answers(publisher, declaration, say)
     while True:
-        states = _states(publisher, declaration.model)
-        if any(state.generation > declaration.generation for state in states.values()):
-            raise NotTaken(f"model {declaration.model} was declared again in the meantime")
-        for node, state in states.items():
-            done = state.generation == declaration.generation and state.state != "loading"
-            if done and node not in answered:
-                answered[node] = state
-                say(f"{node}: {state.error or state.revision}")
-        waiting = sorted(states.keys() - answered.keys())
-        if not waiting:
-            if not states:
+        is_late = time.monotonic() > deadline
+        waiting = answers.look(is_last=is_late)
+        if not waiting or (is_late and answers.failed):
+            if not answers.every:
                 say("no running worker serves it; workers that start later will load it")
-            return {node: state for node, state in answered.items() if state.state == "failed"}
-        if time.monotonic() > deadline:
+            return answers.failed
+        if is_late:
             raise TimeoutError(f"no answer yet from {', '.join(waiting)}")
         time.sleep(LOOK_EVERY_S)
 
 
-def _states(publisher: Publisher, model: str) -> dict[str, ModelState]:
-    return {node.name: node.models[model] for node in presence.nodes(publisher) if model in node.models}
+class _Answers:
+    """What nodes say to a declaration; `every` has the answers by node. One that fails says why in its state."""
+
+    def __init__(self, publisher: Publisher, declaration: Declaration, say: Callable[[str], object]) -> None:
+        self.every: dict[str, ModelState] = {}
+        self._publisher = publisher
+        self._declaration = declaration
+        self._say = say
+        self._began: dict[str, set[float]] = {}  # nodes that began to load, with the starts of their processes
+
+    @property
+    def failed(self) -> dict[str, ModelState]:
+        return {name: state for name, state in self.every.items() if state.state == "failed"}
+
+    def look(self, *, is_last: bool) -> list[str]:
+        """Look at the nodes; return those that have not answered. Raises NotTaken, BrokerUnavailable."""
+        model, generation = self._declaration.model, self._declaration.generation
+        nodes = {node.name: node for node in presence.nodes(self._publisher) if model in node.models}
+        if any(node.models[model].generation > generation for node in nodes.values()):
+            raise NotTaken(f"model {model} was declared again in the meantime")
+        for name, node in nodes.items():
+            state = node.models[model]
+            if state.generation == generation or name in self._began:
+                self._began.setdefault(name, set()).add(node.figures.get("started_at", 0.0))
+            if state.generation == generation and state.state != "loading":
+                self._note(name, state)
+        self._note_lost(away=self._began.keys() - nodes.keys() if is_last else ())
+        return sorted((nodes.keys() | self._began.keys()) - self.every.keys())
+
+    def _note_lost(self, away: Collection[str]) -> None:
+        """Note the nodes whose processes ended while they loaded. A single death may have another cause."""
+        if not (unanswered := self._began.keys() - self.every.keys()):
+            return
+        ends = {end.name: end.reason for end in presence.ends(self._publisher, self._declaration.declared_at)}
+        for name in sorted(unanswered):
+            cause = ""
+            if name in ends:
+                cause = f"it ended itself while it loaded this version: {ends[name]}"
+            elif len(self._began[name]) > 2:
+                cause = "its process died twice while it loaded this version; see its log"
+            elif name in away:
+                cause = "its process ended while it loaded this version, and is not back; see its log"
+            if cause:
+                self._note(name, ModelState(revision="", state="failed", error=cause))
+
+    def _note(self, name: str, state: ModelState) -> None:
+        if name not in self.every:
+            self.every[name] = state
+            self._say(f"{name}: {state.error or state.revision}")

@@ -90,6 +90,7 @@ class LocalFleet:
         self.home = home
         self.services: list[Service] = []
         self.flower_url = ""
+        self._earlier_flower_url = ""
         self._with_flower = flower
         self._with_forwarder = forwarder
         self._workers_per_device = workers_per_device
@@ -108,9 +109,13 @@ class LocalFleet:
 
     @property
     def store_url(self) -> str:
-        """The SQLite database in the home folder, unless the environment or the settings name another store."""
-        configured = os.environ.get("ARGOSY_STORE_URL") or self.settings.store.url
-        return configured or f"sqlite:///{quote(str((self.home / 'store.db').resolve()))}"
+        """The SQLite database in the home folder, unless the environment or the settings name another store.
+
+        Raises ConfigurationError.
+        """
+        if os.environ.get("ARGOSY_STORE_URL", "").strip():
+            return connection.Connection().store_url
+        return self.settings.store.url or f"sqlite:///{quote(str((self.home / 'store.db').resolve()))}"
 
     @property
     def _fork_socket(self) -> str:
@@ -155,7 +160,7 @@ class LocalFleet:
             earlier = self._earlier()
             if earlier:
                 self._valkey.keep_address(earlier.broker_url)
-                self.flower_url = earlier.flower_url
+                self._earlier_flower_url = earlier.flower_url
             self._valkey.start()
             with contextlib.closing(Store(self.store_url)) as store:
                 store.migrate()
@@ -316,7 +321,7 @@ class LocalFleet:
     def _flower(self, environment: Mapping[str, str]) -> Service:
         if self._flower_port and not is_free(self._flower_port):
             raise ConfigurationError(f"--flower-port: port {self._flower_port} is taken; choose another one")
-        port = self._flower_port or kept_port(urlsplit(self.flower_url).port, "Flower")
+        port = self._flower_port or kept_port(urlsplit(self._earlier_flower_url).port, "Flower")
         self.flower_url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "celery", "flower", "--address=127.0.0.1", f"--port={port}"]
         # in the environment, since every user of this machine can read a command line

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 
 from producers.wire.edge.told_sites import ToldSite, told_sites
 from producers.wire.live_nodes import LiveNode, announcements
-from producers.wire.queues import PRIORITY_ENDS, PRIORITY_STEPS, REFUSED, queue_name, read
+from producers.wire.queues import PRIORITY_ENDS, PRIORITY_STEPS, REFUSED, RefusedMessage, queue_name, read
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -32,12 +32,16 @@ class NodeFigures(LiveNode, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerLook:
-    """`messages` wait in Redis, by model and priority; `refused` are kept for `argosy dead`. 0 bytes: no limit."""
+    """`messages` wait in Redis, by model and priority; `refused` are kept for `argosy dead`. 0 bytes: no limit.
+
+    `refused_at` is the time of the newest refused message, in Unix time.
+    """
 
     nodes: tuple[NodeFigures, ...]
     messages: Mapping[tuple[str, int], int]
     unacknowledged: int
     refused: int
+    refused_at: float | None
     memory_bytes: int | None
     most_memory_bytes: int
     sites: tuple[ToldSite, ...] = ()
@@ -54,21 +58,24 @@ def look_at_broker(redis: Redis, models: Collection[str], lanes: Collection[int]
     with redis.pipeline(transaction=False) as pipeline:
         pipeline.hlen(UNACKNOWLEDGED)
         pipeline.llen(REFUSED)
+        pipeline.lindex(REFUSED, 0)
         pipeline.info("memory")
         for key in lists:
             pipeline.llen(key)
         # a key of another type, or a right that is missing (INFO), leaves its own figure unknown
-        unacknowledged, refused, memory, *lengths = pipeline.execute(raise_on_error=False)
+        unacknowledged, refused, newest, memory, *lengths = pipeline.execute(raise_on_error=False)
     messages: dict[tuple[str, int], int] = {}
     for line, length in zip(lists.values(), map(_count, lengths), strict=True):
         if length:
             messages[line] = messages.get(line, 0) + length
+    refusal = read(newest, RefusedMessage) if isinstance(newest, bytes) else None
     facts = memory if isinstance(memory, dict) else {}
     return BrokerLook(
         nodes=live,
         messages=messages,
         unacknowledged=_count(unacknowledged),
         refused=_count(refused),
+        refused_at=refusal.at if refusal else None,
         memory_bytes=facts.get("used_memory"),
         most_memory_bytes=int(facts.get("maxmemory", 0)),
         sites=_sites(redis),

@@ -113,6 +113,9 @@ def _of_broker(broker: BrokerLook) -> Iterator[Metric]:
     about = "Messages without a lease that workers hold, or held when they died."
     yield _plain("argosy_broker_unacknowledged_messages", about, broker.unacknowledged)
     yield _plain("argosy_broker_refused_messages", "Refused messages that Redis keeps.", broker.refused)
+    if broker.refused_at is not None:
+        about = "Time of the newest refused message, in Unix time."
+        yield _plain("argosy_broker_last_refusal_time_seconds", about, broker.refused_at)
     if broker.memory_bytes is not None:
         yield _plain("argosy_broker_memory_bytes", "Memory of Redis.", broker.memory_bytes)
         yield _plain("argosy_broker_memory_limit_bytes", "Redis' maxmemory; 0: no limit.", broker.most_memory_bytes)
