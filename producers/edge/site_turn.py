@@ -71,7 +71,9 @@ class SiteTurn:
             try:
                 if own := await self._keeping(group, load):
                     finals += await self._ask_for(own)
-            except (BrokerUnavailable, Overloaded) as error:
+            except Overloaded as error:  # others may pass: of another priority, say
+                logger.warning("%s; the site's items are asked again", error)
+            except BrokerUnavailable as error:
                 logger.warning("%s; the site's items are asked again", error)
                 break
         return finals
@@ -112,6 +114,7 @@ class SiteTurn:
             ttl_s=ASKED_KEPT_S,
             tenant=first.tenant,
             on_error="skip",
+            patience_s=0,  # the turn goes on with other items
         )
         await site.ask(lambda store: store.edge.move(items, EdgeState.ASKED, site_job=job.id))
         wrong = {rejected.seq: rejected.error for rejected in job.rejected}

@@ -29,7 +29,7 @@ from producers.edge.escalation import Escalation
 from producers.edge.forwarder import _serve, report
 from producers.edge.link import KeyRefused, Link, LinkDown, OutgoingBatch
 from producers.edge.load import LoadSharing
-from producers.edge.site import Site
+from producers.edge.site import Site, SiteClient
 from producers.edge.site_clock import SiteClock
 from producers.edge.site_turn import SiteTurn
 from producers.gateway.app import create_app
@@ -37,11 +37,11 @@ from producers.wire.catalogue import Catalogue
 from producers.wire.edge.cascade_tasks import with_cascade
 from producers.wire.edge.edge_settings import EdgeSettings, EdgeTask
 from producers.wire.edge.told_sites import told_sites
-from producers.wire.errors import InvalidInput
-from producers.wire.messages import Item, decode, decode_bytes
+from producers.wire.errors import InvalidInput, Overloaded
+from producers.wire.messages import Item, Priority, decode, decode_bytes
 from producers.wire.publisher import Publisher
 from results_store.edge.edge_spool import EdgeState
-from results_store.records import Result, ResultState
+from results_store.records import Result, ResultState, Tenant
 from results_store.sql.schema import UNFINISHED, envelopes
 from results_store.store import Store
 from tests.end_to_end.gateway_server import SETTINGS, served
@@ -155,7 +155,7 @@ class Forwarder:
 async def forwarder(here: Place, settings: EdgeSettings, key: str = "none") -> AsyncIterator[Forwarder]:
     async with AsyncExitStack() as stack:
         own = Catalogue.builtin()
-        client = await stack.enter_async_context(AsyncClient(here.broker_url, here.url, catalogue=own))
+        client = await stack.enter_async_context(SiteClient(here.broker_url, here.url, catalogue=own))
         programs = AsyncClient(here.broker_url, here.url, catalogue=with_cascade(own, settings, where="fleet.toml"))
         await stack.enter_async_context(programs)
         link = await stack.enter_async_context(Link(settings, key))
@@ -274,6 +274,35 @@ async def test_a_full_spool_says_what_it_drops(here: Place, when_full: Any, drop
     assert states(here.store) == {"waiting": 3}
     assert [text for text, job in jobs.items() if notes(here.store, job)] == dropped
     assert all(notes(here.store, jobs[text]) == [{"by": "site", "why": "spool-full"}] for text in dropped)
+
+
+@looped
+async def test_a_tenants_limit_does_not_hold_for_the_sites_own_questions(here: Place) -> None:
+    """An item that waits for the site is in flight itself: counted again, it would wait for its own end."""
+    here.store.tenants.configure(Tenant(name="", lane=0, max_in_flight=1))
+    async with forwarder(here, edge()) as own:
+        await own.programs.submit_many("sentiment", ["one"])
+        await own.take_in()
+        await asyncio.wait_for(own.turn.turn(), 30)
+        assert states(here.store) == {"asked": 1}
+
+
+@looped
+async def test_an_item_that_is_not_admitted_holds_up_no_other(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of interactive items may be full while bulk ones are admitted."""
+    async with forwarder(here, edge()) as own:
+        admitted = own.site.client.submit_many
+
+        async def submit_many(task: str, inputs: Any, **options: Any) -> Any:
+            assert options["patience_s"] == 0
+            if options["priority"] == Priority.INTERACTIVE:
+                raise Overloaded("the queue is full")
+            return await admitted(task, inputs, **options)
+
+        monkeypatch.setattr(own.site.client, "submit_many", submit_many)
+        await own.programs.submit_many("sentiment", ["one"], priority="interactive")
+        await own.asked(["two"], priority="bulk")
+        assert states(here.store) == {"new": 1, "asked": 1}
 
 
 def slow(store: Store) -> None:
