@@ -257,6 +257,27 @@ def test_labels_are_scored_by_their_likelihood(served: Served, theirs: Any) -> N
         assert {one["label"]: one["score"] for one in answer} == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_label_ends_by_any_of_the_end_tokens(folder: Path, theirs: Any, tmp_path: Path) -> None:
+    """Whichever the checkpoint names first: a label's likelihood is the sum over them."""
+    import torch
+
+    text, chances = "My house is on fire.", {}
+    for name, ends in {"one": [0, 2], "other": [2, 0], "twice": [2, 0, 2]}.items():
+        served = Served(told(tmp_path / name, folder, eos_token_id=ends), TASKS).load()
+        [answer] = served.ask("urgency", [text], top_k=None)
+        made = served.model.prompts
+        prompt = made.templated(TASKS["urgency"]["prompt"], text)  # type: ignore[index]
+        for label in ("low", "high", "higher"):
+            ids = made.bare(label)
+            with torch.inference_mode():
+                logits = theirs(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            own = sum(float(logits[len(prompt) - 1 + n, token]) for n, token in enumerate(ids))
+            chances[label] = own + float(logits[-1, [0, 2]].logsumexp(0))
+        total = np.logaddexp.reduce(list(chances.values()))
+        expected = {label: float(np.exp(chance - total)) for label, chance in chances.items()}
+        assert {one["label"]: one["score"] for one in answer} == pytest.approx(expected, abs=1e-4)
+
+
 def test_json_is_of_the_schema(served: Served) -> None:
     """Random weights know nothing, and still write nothing else."""
     answers = served.ask("extract", [f"text {n}" for n in range(10)])
