@@ -144,6 +144,6 @@ def _succeeded(row: Mapping[str, Any]) -> bool:
 
 
 def as_toml(name: str, threshold: float) -> str:
-    """Return the lines for the site's ``fleet.toml``."""
+    """Return the lines for the site's ``fleet.toml``, with all digits: it may be just over a score."""
     quoted = msgspec.json.encode(name).decode()
-    return f"[edge.tasks.{quoted}]\nthreshold = {threshold:.6g}"
+    return f"[edge.tasks.{quoted}]\nthreshold = {threshold!r}"

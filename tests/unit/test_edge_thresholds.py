@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,3 +71,10 @@ def test_rows_are_sent_in_batches_of_bounded_bytes(rows: int, size: int, expecte
 def test_the_lines_for_the_file_are_toml() -> None:
     """A task's name may have signs that TOML quotes."""
     assert as_toml("a.b", 0.875) == '[edge.tasks."a.b"]\nthreshold = 0.875'
+
+
+@given(st.floats(0, 1))
+def test_the_printed_threshold_is_the_one_that_was_judged(score: float) -> None:
+    """One just over a score, which is to send on the items of this score, is no lower when it is read."""
+    threshold = math.nextafter(score, 1)
+    assert tomllib.loads(as_toml("spam", threshold))["edge"]["tasks"]["spam"]["threshold"] == threshold
