@@ -212,14 +212,14 @@ async def report(site: Site, link: Link) -> None:
     """Tell the centre how the site does, in the hours of the link: counts, models and versions alone."""
     if not site.is_open:
         return
-    counts = await site.ask(lambda store: store.edge.counts())
+    waiting, waiting_bytes = await site.ask(lambda store: store.edge.for_centre())
     models = await asyncio.to_thread(_models, site)
     counted = site.counted
     told = SiteReport(
         version=version("argosy"),
         models=models,
-        waiting=sum(count for count, _ in counts.values()),
-        waiting_bytes=sum(size for _, size in counts.values()),
+        waiting=waiting,
+        waiting_bytes=waiting_bytes,
         sent=counted["sent"],
         by_centre=counted["by centre"],
         by_site=counted["by site"] if site.settings.tell_counts else None,

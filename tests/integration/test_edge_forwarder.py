@@ -375,6 +375,20 @@ async def test_a_shared_item_that_the_centre_does_not_take_is_answered_by_the_si
 
 
 @looped
+async def test_a_shared_item_for_which_the_spool_has_no_room_is_answered_by_the_site(here: Place) -> None:
+    slow(here.store)
+    async with forwarder(here, edge(share_load=True, spool_items=3)) as own:
+        own.site.link_state = "up"
+        job = await own.asked([f"text {n}" for n in range(20)], deadline_s=112)
+        assert states(here.store) == {"asked": 8, "new": 9, "waiting": 3}
+        await own.turn.turn()
+        assert states(here.store) == {"asked": 17, "waiting": 3}
+        here.answer(lambda item: 0.9)
+        await own.turn.turn()
+    assert Counter(note["why"] for note in notes(here.store, job)) == {"confident": 8, "spool-full": 9}
+
+
+@looped
 async def test_an_envelope_whose_split_was_interrupted_is_computed_once(
     here: Place, there: Place, centre_url: str
 ) -> None:
@@ -658,14 +672,18 @@ async def test_the_centre_is_told_how_the_site_does(here: Place, there: Place, c
     key = key_for(there.url)
     for settings, by_site in ((edge(centre_url), None), (edge(centre_url, tell_counts=True), 1)):
         async with forwarder(here, settings, key) as own:
+            await own.asked(["waits for the centre"])
+            here.answer(lambda item: 0.3)
+            await own.turn.turn()
+            await own.asked([NewItem("a secret that waits for the site's answer", params={"stay_on_site": True})])
             own.site.counted = Counter({"by site": 1, "by centre": 2, "sent": 3, "agreed": 2})
-            await own.asked(["waits for the site's answer"])
             async with Link(settings, key) as link:
                 await report(own.site, link)
         with Redis.from_url(there.broker_url) as redis:
             (told,) = told_sites(redis)
         assert (told.tenant, told.site, told.by_site, told.by_centre) == ("harbour", "harbour", by_site, 2)
-        assert told.waiting > 0
+        waits = [item.bytes for item in here.store.edge.items(EdgeState.WAITING)]
+        assert (told.waiting, told.waiting_bytes) == (len(waits), sum(waits))
         assert "waits" not in str(told)
 
 
