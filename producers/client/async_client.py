@@ -79,6 +79,7 @@ class AsyncClient(OfThisProcess):
     """
 
     _runtime_type: ClassVar[type[Runtime]] = LoopRuntime
+    _charges: ClassVar[bool] = True  # whether the limits of tenants hold for what is submitted
 
     def __init__(
         self,
@@ -98,7 +99,9 @@ class AsyncClient(OfThisProcess):
         self._tenant = self._connection.tenant if tenant is None else checked_tenant(tenant)
         self._runtime = self._runtime_type()
         self._life = Life()
-        self._link = FleetLink(self._connection, self._runtime, self._life, store_timeout_s=limit_s)
+        self._link = FleetLink(
+            self._connection, self._runtime, self._life, store_timeout_s=limit_s, charges=self._charges
+        )
         self._outbox = Outbox(self._link, self._runtime.deliver)
         self._abandoned = self._when_abandoned()
         at_fork("child", self._start_anew)

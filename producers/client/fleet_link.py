@@ -72,12 +72,15 @@ class Stream:
 class FleetLink:
     """The connections of a client, for threads or asyncio. Thread-safe; opening may wait for the network."""
 
-    def __init__(self, connection: Connection, runtime: Runtime, life: Life, *, store_timeout_s: float) -> None:
+    def __init__(
+        self, connection: Connection, runtime: Runtime, life: Life, *, store_timeout_s: float, charges: bool = True
+    ) -> None:
         build_struct_types()  # the threads of the client and of its caller read messages
         self.runtime = runtime
         self._life = weakref.ref(life)  # the threads hold this link
         self._connection = connection
         self._store_timeout_s = store_timeout_s
+        self.charges = charges  # whether the limits of tenants hold for what is submitted
         self.closing = False
         self._closed = False
         self._store: Store | None = None

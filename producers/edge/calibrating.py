@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import msgspec
 from producers.client.async_client import AsyncClient
 from producers.client.request import NewItem
 from producers.edge import cascade
-from producers.edge.departure import Roots, departing
-from producers.edge.escalation import BATCH_ITEMS
+from producers.edge.departure import Departing, Roots, departing
+from producers.edge.escalation import BATCH_BYTES, BATCH_ITEMS
 from producers.edge.groups import group_id
 from producers.edge.link import Link, OutgoingBatch
 from producers.edge.thresholds import Judged
@@ -112,18 +112,31 @@ async def _by_centre(
     rows: Sequence[Row], name: str, task: EdgeTask, settings: EdgeSettings, own: Catalogue
 ) -> dict[int, Any]:
     found: dict[int, Any] = {}
-    kind = own.tasks[task.site or name]
+    start = 0
     async with Link(settings, settings.key(os.environ)) as link:
-        for start in range(0, len(rows), BATCH_ITEMS):
-            leaving = []
-            for place, row in enumerate(rows[start : start + BATCH_ITEMS], start):
-                given = own.check_input(kind, row.item.input, field=row.item.origin or f"rows[{place}]")
-                leaving.append(departing(Item(place, given, (name,)), name, task, Roots()))
+        for leaving in _batches(rows, name, task, own):
             batch = OutgoingBatch(id=group_id(len(leaving)), task=task.centre or name, items=leaving, priority="bulk")
             job = await link.submit(batch)
             async for answers in link.results(job):
                 found.update({start + row["seq"]: row["output"] for row in answers if _succeeded(row)})
+            start += len(leaving)
     return found
+
+
+def _batches(rows: Sequence[Row], name: str, task: EdgeTask, own: Catalogue) -> Iterator[list[Departing]]:
+    """Yield the rows as they are sent, in batches of bounded items and bytes."""
+    kind = own.tasks[task.site or name]
+    leaving, size = list[Departing](), 0
+    for place, row in enumerate(rows):
+        given = own.check_input(kind, row.item.input, field=row.item.origin or f"rows[{place}]")
+        one = departing(Item(place, given, (name,)), name, task, Roots())
+        if leaving and (len(leaving) == BATCH_ITEMS or size + len(one.body) > BATCH_BYTES):
+            yield leaving
+            leaving, size = [], 0
+        leaving.append(one)
+        size += len(one.body)
+    if leaving:
+        yield leaving
 
 
 def _succeeded(row: Mapping[str, Any]) -> bool:
@@ -131,6 +144,6 @@ def _succeeded(row: Mapping[str, Any]) -> bool:
 
 
 def as_toml(name: str, threshold: float) -> str:
-    """Return the lines for the site's ``fleet.toml``."""
+    """Return the lines for the site's ``fleet.toml``, with all digits: it may be just over a score."""
     quoted = msgspec.json.encode(name).decode()
-    return f"[edge.tasks.{quoted}]\nthreshold = {threshold:.6g}"
+    return f"[edge.tasks.{quoted}]\nthreshold = {threshold!r}"

@@ -46,6 +46,10 @@ def answer_of(row: Result | Mapping[str, Any]) -> dict[str, Any]:
     return {name: row.get(name) for name in fields}
 
 
+#: The kind of an answer that the centre was not asked for: the spool had no room.
+SPOOL_FULL = "SpoolFull"
+
+
 def refused(kind: str, message: str) -> dict[str, Any]:
     """Return the answer of a centre that did not take an item."""
     return {"state": REFUSED, "error": {"kind": kind, "message": message}}
@@ -98,7 +102,7 @@ def final(item: EdgeItem, why: Why) -> Result:
 def _lack(item: EdgeItem, why: Why) -> dict[str, Any]:
     """Return the error of an item without any answer."""
     if why is Why.SPOOL_FULL:
-        return {"kind": "SpoolFull", "message": "the site has no model for it, and no room to wait for the centre"}
+        return {"kind": SPOOL_FULL, "message": "the site has no model for it, and no room to wait for the centre"}
     return (item.centre or {}).get("error") or {"kind": "CentreFailed", "message": "the centre has no answer"}
 
 
@@ -126,7 +130,18 @@ def cancelled(item: EdgeItem) -> Result:
 def returns(item: EdgeItem, task: EdgeTask) -> bool:
     """Return whether the site has to answer after all: the centre was to share the load, and did not."""
     failed = (item.centre or {}).get("state") in (REFUSED, ResultState.FAILED.value)
-    return failed and item.site is None and not task.only_at_centre
+    return failed and shared(item, task)
+
+
+def shared(item: EdgeItem, task: EdgeTask) -> bool:
+    """Return whether an item for the centre is one that the site can compute too, and has not computed."""
+    return item.site is None and not task.only_at_centre
+
+
+def returned(item: EdgeItem) -> Why:
+    """Return why the site answers to a shared item after all."""
+    kind = ((item.centre or {}).get("error") or {}).get("kind")
+    return Why.SPOOL_FULL if kind == SPOOL_FULL else Why.REFUSED
 
 
 def agreed(item: EdgeItem) -> bool | None:

@@ -15,10 +15,10 @@ from typing import Any
 from producers.edge import cascade
 from producers.edge.departure import Departing, NotSendable, StaysOnSite, departing
 from producers.edge.groups import group_id, groups, is_whole
-from producers.edge.link import BatchRefused, CentreFault, JobGone, Link, LinkDown, OutgoingBatch
+from producers.edge.link import BatchRefused, BatchTooLarge, CentreFault, JobGone, Link, LinkDown, OutgoingBatch
 from producers.edge.load import learned
 from producers.edge.site import Site, heard
-from producers.wire.messages import Priority
+from producers.wire.messages import Item, Priority
 from results_store.edge.edge_spool import EdgeItem, EdgeState
 from results_store.errors import StoreUnavailable
 
@@ -69,6 +69,7 @@ class Escalation:
         self._backoff = Backoff()
         self._followed: dict[str, asyncio.Task[None]] = {}
         self._faults: Counter[str] = Counter()
+        self._doubtful = False  # whether a request has failed since the last one that passed
         self._closed = f"closed: items are sent from {site.settings.hours.replace('-', ' to ')}"
 
     async def run(self) -> None:
@@ -96,14 +97,16 @@ class Escalation:
         if self._site.link_state != str(error):
             logger.warning("%s; items wait at the site", error)
         self._site.link_state = str(error)
+        self._doubtful = True
         await asyncio.sleep(self._backoff.wait_s(error.retry_s))
 
     async def _greet(self) -> None:
         """Find out whether the link is up, if nothing is sent that would tell. Raises LinkDown.
 
-        Load is shared over a link that is up, so over one that nobody tries it never would be.
+        Load is shared over a link that is up, so over one that nobody tries it never would be. A batch whose answers do
+        not come may have a busy centre, or none.
         """
-        if self._site.settings.share_load and self._site.link_state != "up":
+        if self._doubtful or (self._site.settings.share_load and self._site.link_state != "up"):
             await self._link.greet()
             self._up()
 
@@ -117,6 +120,7 @@ class Escalation:
         return True
 
     def _up(self) -> None:
+        self._doubtful = False
         if self._site.link_state == self._closed:  # it is the answer to an earlier batch
             return
         if self._site.link_state != "up":
@@ -157,7 +161,10 @@ class Escalation:
         waiting = [item for item in waiting if item.due_s is None or item.due_s > now_s]
         if not waiting:
             return []
-        items = _together(waiting, min(BATCH_BYTES, self._bytes_per_s * PACED_S))
+        return await self._batch(_together(waiting, self._most_bytes))
+
+    async def _batch(self, items: Sequence[EdgeItem]) -> list[EdgeItem]:
+        """Make a batch of items, with an id that the centre does not know."""
         batch, places = group_id(len(items)), list(range(len(items)))
         await self._site.ask(lambda store: store.edge.move(items, EdgeState.BATCHED, batch=batch, place=places))
         return [replace(item, state=EdgeState.BATCHED, batch=batch, place=place) for place, item in enumerate(items)]
@@ -167,6 +174,11 @@ class Escalation:
         """The most bytes of inputs that are sent in a second."""
         return self._site.settings.max_kbit_s * 125 or math.inf
 
+    @property
+    def _most_bytes(self) -> float:
+        """The most bytes of a batch."""
+        return min(BATCH_BYTES, self._bytes_per_s * PACED_S)
+
     async def _again(self, items: Sequence[EdgeItem]) -> None:
         """Let items wait for another batch."""
         gone = dict.fromkeys(("batch", "place", "centre_job"))
@@ -174,21 +186,29 @@ class Escalation:
 
     async def _submit(self, items: Sequence[EdgeItem]) -> None:
         passing = await self._through_gate(items)
+        if len(passing) < len(items):  # the site answers the others, or they wait for another batch
+            leaving = [item for item in items if _key(item) in passing]
+            await self._again([item for item in items if _key(item) not in passing])
+            if not leaving:
+                return
+            items = await self._batch(leaving)
         first, now_s = items[0], self._site.clock.now_s()
-        if len(passing) < len(items):  # the others are answered by the site; these form another batch
-            await self._again([item for item in items if (item.job, item.seq, item.task) in passing])
-            return
         due_s = [item.due_s for item in items if item.due_s is not None]
         batch = OutgoingBatch(
             id=str(first.batch),
             task=self._site.settings.tasks[first.task].centre or first.task,
-            items=[passing[item.job, item.seq, item.task] for item in items],
+            items=[passing[_key(item)] for item in items],
             priority=Priority(first.priority).name.lower(),
             deadline_s=max(max(due_s) - now_s, 0.05) if due_s else None,
         )
         try:
             job = await self._link.submit(batch)
         except BatchRefused as error:
+            if isinstance(error, BatchTooLarge) and len(items) > 1:
+                middle = len(items) // 2
+                for half in (items[:middle], items[middle:]):
+                    await self._batch(half)
+                return
             logger.warning("the centre refuses a batch for %r: %s", batch.task, error.kind)
             await self._answer(items, [cascade.refused(error.kind, str(error))] * len(items))
             return
@@ -207,20 +227,28 @@ class Escalation:
         await asyncio.sleep(sum(len(item.body) for item in batch.items) / self._bytes_per_s)
 
     async def _through_gate(self, items: Sequence[EdgeItem]) -> dict[Hashable, Departing]:
-        """Return the items that may leave, as they are sent. The site answers the others."""
+        """Return the items that may leave, as they are sent, up to the bytes of a batch. A file is read here.
+
+        The site answers those that may not leave.
+        """
         found: dict[Hashable, Departing] = {}
         stopped: list[tuple[EdgeItem, dict[str, Any]]] = []
-        for group in groups(items, lambda item: item.envelope):
-            stored = await self._site.stored(group[0].envelope)
-            for item in group:
-                task = self._site.settings.tasks.get(item.task)
-                try:
-                    if task is None or item.seq not in stored:
-                        raise NotSendable("the item's task is no longer one of [edge], or its input is not stored")
-                    leaving = await asyncio.to_thread(departing, stored[item.seq], item.task, task, self._site.roots)
-                    found[item.job, item.seq, item.task] = leaving
-                except (StaysOnSite, NotSendable) as error:
-                    stopped.append((item, cascade.refused(type(error).__name__, str(error))))
+        envelope, stored, size = "", dict[int, Item](), 0
+        for item in items:
+            if item.envelope != envelope:
+                envelope, stored = item.envelope, await self._site.stored(item.envelope)
+            task = self._site.settings.tasks.get(item.task)
+            try:
+                if task is None or item.seq not in stored:
+                    raise NotSendable("the item's task is no longer one of [edge], or its input is not stored")
+                leaving = await asyncio.to_thread(departing, stored[item.seq], item.task, task, self._site.roots)
+            except (StaysOnSite, NotSendable) as error:
+                stopped.append((item, cascade.refused(type(error).__name__, str(error))))
+                continue
+            size += len(leaving.body)
+            if found and size > self._most_bytes:
+                break
+            found[_key(item)] = leaving
         await self._answer([item for item, _ in stopped], [answer for _, answer in stopped])
         return found
 
@@ -264,7 +292,11 @@ class Escalation:
                 logger.warning("the centre has lost a batch; its items are sent again")
                 await self._again(await self._left(batch))
             except LinkDown as error:
+                self._doubtful = True
                 await asyncio.sleep(backoff.wait_s(error.retry_s))
+            except BatchRefused as error:
+                logger.warning("the centre refuses to give a batch's answers: %s", error.kind)
+                await asyncio.sleep(backoff.wait_s(None))
             except StoreUnavailable as error:
                 logger.warning("%s", error)
                 await asyncio.sleep(LOOK_S)
@@ -290,6 +322,10 @@ def _together(waiting: Sequence[EdgeItem], most_bytes: float) -> list[EdgeItem]:
             break
         found.append(item)
     return found
+
+
+def _key(item: EdgeItem) -> Hashable:
+    return item.job, item.seq, item.task
 
 
 def _alike(item: EdgeItem) -> Hashable:

@@ -16,12 +16,11 @@ from typing import Any
 
 import msgspec
 
-from producers.client.async_client import AsyncClient
 from producers.edge.cascade_intake import CascadeIntake
 from producers.edge.departure import Roots
 from producers.edge.escalation import Escalation
 from producers.edge.link import BatchRefused, Link, LinkDown
-from producers.edge.site import LEASE_S, Site, heard
+from producers.edge.site import LEASE_S, Site, SiteClient, heard
 from producers.edge.site_clock import SiteClock
 from producers.edge.site_turn import SiteTurn
 from producers.wire.catalogue import Catalogue
@@ -67,7 +66,7 @@ async def forward(config: str | Path, where: Connection, stopping: asyncio.Event
     async with AsyncExitStack() as stack:
         store = stack.enter_context(Store(where.store_url))
         publisher = stack.enter_context(closing(Publisher(where.broker_url, where.look_up)))
-        client = await stack.enter_async_context(AsyncClient(where.broker_url, where.store_url, catalogue=own))
+        client = await stack.enter_async_context(SiteClient(where.broker_url, where.store_url, catalogue=own))
         link = await stack.enter_async_context(Link(settings, key))
         site = Site(
             settings=settings,
@@ -213,14 +212,14 @@ async def report(site: Site, link: Link) -> None:
     """Tell the centre how the site does, in the hours of the link: counts, models and versions alone."""
     if not site.is_open:
         return
-    counts = await site.ask(lambda store: store.edge.counts())
+    waiting, waiting_bytes = await site.ask(lambda store: store.edge.for_centre())
     models = await asyncio.to_thread(_models, site)
     counted = site.counted
     told = SiteReport(
         version=version("argosy"),
         models=models,
-        waiting=sum(count for count, _ in counts.values()),
-        waiting_bytes=sum(size for _, size in counts.values()),
+        waiting=waiting,
+        waiting_bytes=waiting_bytes,
         sent=counted["sent"],
         by_centre=counted["by centre"],
         by_site=counted["by site"] if site.settings.tell_counts else None,

@@ -24,6 +24,15 @@ KEPT_S = 14 * 86400.0
 #: Refusals that pass: the key's rate, a full fleet, a store or broker that is away.
 _PASSING = frozenset((408, 425, 429, 502, 503, 504))
 
+#: What a gateway's errors begin with. Any other error is of something before it, such as a reverse proxy.
+_PROBLEM = "urn:argosy:problem:"
+
+#: Problems of a gateway that say nothing of the request: a path that this gateway does not serve, and a batch that
+#: meets its own first request.
+_NO_REFUSAL = ("NotFound", "MethodNotAllowed", "SubmissionConflict")
+
+#: The remedy for answers that are not a gateway's.
+_WHOSE = "is `edge.centre` the address of a gateway?"
 
 #: The first bytes of a packed body; JSON begins otherwise.
 _GZIP = b"\x1f\x8b"
@@ -51,6 +60,10 @@ class BatchRefused(ArgosyError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class BatchTooLarge(BatchRefused):
+    """The body is over a limit, of the centre or of a proxy before it (413). A part of the batch may pass."""
 
 
 class JobGone(ArgosyError):
@@ -94,7 +107,7 @@ class Link:
         await self._client.aclose()
 
     async def submit(self, batch: OutgoingBatch) -> str:
-        """Submit a batch and return its job. Raises LinkDown, KeyRefused or BatchRefused.
+        """Submit a batch and return its job. Raises LinkDown, KeyRefused, BatchTooLarge or BatchRefused.
 
         An input that the centre refuses is left out; it gets no result.
         """
@@ -111,7 +124,7 @@ class Link:
         body = msgspec.json.encode(head)[:-1] + b',"inputs":[' + inputs + b"]}"
         answer = await self._ask("POST", "/api/jobs", await self._packed(body))
         if not isinstance(answer, dict) or not isinstance(answer.get("id"), str):
-            raise LinkDown("the centre's answer names no job; is `edge.centre` the address of a gateway?")
+            raise LinkDown(f"the centre's answer names no job; {_WHOSE}")
         return str(answer["id"])
 
     async def greet(self) -> None:
@@ -119,15 +132,18 @@ class Link:
         try:
             await self._ask("GET", "/api/jobs?limit=1")
         except (BatchRefused, JobGone) as error:
-            raise LinkDown(f"the centre: {error}; is `edge.centre` the address of a gateway?") from error
+            raise LinkDown(f"the centre: {error}; {_WHOSE}") from error
 
     async def tell(self, report: SiteReport) -> None:
-        """Tell how the site does. Raises LinkDown, or BatchRefused by a centre of an older version."""
+        """Tell how the site does. Raises LinkDown, also by a centre of an older version, or BatchRefused."""
         await self._ask("PUT", f"/api/sites/{self._site}", msgspec.json.encode(report))
 
     async def is_finished(self, job: str) -> bool:
         """Return whether a job has all its results. Raises LinkDown or JobGone."""
-        return bool((await self._ask("GET", f"/api/jobs/{job}"))["finished"])
+        answer = await self._ask("GET", f"/api/jobs/{job}")
+        if not isinstance(answer, dict) or "finished" not in answer:
+            raise LinkDown(f"the centre's answer is no job; {_WHOSE}")
+        return bool(answer["finished"])
 
     async def results(self, job: str) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield a job's results as they come, those that arrive together in a list, until it has ended.
@@ -144,7 +160,7 @@ class Link:
                 async for part in answer.aiter_raw():
                     self.received_bytes += len(part)
                     *lines, rest = (rest + part).split(b"\n")
-                    if rows := [msgspec.json.decode(line) for line in lines if line.strip()]:
+                    if rows := [msgspec.json.decode(line, type=dict[str, Any]) for line in lines if line.strip()]:
                         yield rows
         except (httpx2.HTTPError, ssl.SSLError, OSError) as error:
             raise LinkDown(f"the centre: {type(error).__name__}") from error
@@ -175,7 +191,7 @@ class Link:
         try:
             return msgspec.json.decode(answer.content)
         except msgspec.DecodeError as error:
-            raise LinkDown("the centre's answer is not JSON; is `edge.centre` the address of a gateway?") from error
+            raise LinkDown(f"the centre's answer is not JSON; {_WHOSE}") from error
 
     def _check(self, answer: httpx2.Response) -> None:
         status = answer.status_code
@@ -183,15 +199,19 @@ class Link:
             return
         if status in (401, 403):
             raise KeyRefused(f"the centre refuses the site's key ({status}); renew it in `edge.key_file`")
+        told = _problem(answer)
+        kind = str(told.get("type", "")).removeprefix(_PROBLEM)
+        detail = str(told.get("detail") or f"the centre answers {status}")
+        if status == 413:
+            raise BatchTooLarge(kind or f"Status{status}", detail)
+        if not kind or kind in _NO_REFUSAL or status in _PASSING:
+            hint = "" if kind or status in _PASSING else f"; {_WHOSE}"
+            raise LinkDown(f"the centre answers {status}{hint}", _seconds(answer.headers.get("Retry-After")))
         if status == 500:
             raise CentreFault("the centre answers 500; its log has the reason")
-        if status in _PASSING or status < 400:
-            raise LinkDown(f"the centre answers {status}", _seconds(answer.headers.get("Retry-After")))
         if status == 404 and answer.request.method == "GET":
             raise JobGone("the centre does not have the job")
-        told = _problem(answer)
-        kind = str(told.get("type", "")).rpartition(":")[2]
-        raise BatchRefused(kind or f"Status{status}", str(told.get("detail") or f"the centre answers {status}"))
+        raise BatchRefused(kind, detail)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -199,8 +219,9 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _problem(answer: httpx2.Response) -> dict[str, Any]:
+    """Return the problem of a gateway; empty if the answer is none."""
     try:
         found = msgspec.json.decode(answer.content)
     except msgspec.DecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and str(found.get("type", "")).startswith(_PROBLEM) else {}

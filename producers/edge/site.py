@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from producers.client.async_client import AsyncClient
 from producers.edge.departure import Roots
@@ -23,6 +23,15 @@ T = TypeVar("T")
 LEASE_S = 60.0
 
 
+class SiteClient(AsyncClient):
+    """A client for which no limits of tenants hold: they have admitted the items of the cascade before.
+
+    An item that waits for the forwarder is in flight. Held against the limit once more, it would wait for itself.
+    """
+
+    _charges: ClassVar[bool] = False
+
+
 @dataclass(slots=True, kw_only=True)
 class Site:
     """A site as its forwarder sees it.
@@ -34,7 +43,7 @@ class Site:
 
     settings: EdgeSettings
     store: Store
-    client: AsyncClient
+    client: SiteClient
     publisher: Publisher
     clock: SiteClock
     roots: Roots

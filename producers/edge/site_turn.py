@@ -21,7 +21,7 @@ from producers.wire.errors import ArgosyError, BrokerUnavailable, Overloaded
 from producers.wire.messages import Priority
 from producers.wire.publisher import as_unavailable
 from producers.wire.queues import done_channel
-from results_store.edge.edge_spool import FOR_CENTRE, EdgeItem, EdgeState
+from results_store.edge.edge_spool import EdgeItem, EdgeState
 from results_store.errors import InvalidRow
 from results_store.records import Committed, Result, ResultState
 
@@ -71,7 +71,9 @@ class SiteTurn:
             try:
                 if own := await self._keeping(group, load):
                     finals += await self._ask_for(own)
-            except (BrokerUnavailable, Overloaded) as error:
+            except Overloaded as error:  # others may pass: of another priority, say
+                logger.warning("%s; the site's items are asked again", error)
+            except BrokerUnavailable as error:
                 logger.warning("%s; the site's items are asked again", error)
                 break
         return finals
@@ -112,6 +114,7 @@ class SiteTurn:
             ttl_s=ASKED_KEPT_S,
             tenant=first.tenant,
             on_error="skip",
+            patience_s=0,  # the turn goes on with other items
         )
         await site.ask(lambda store: store.edge.move(items, EdgeState.ASKED, site_job=job.id))
         wrong = {rejected.seq: rejected.error for rejected in job.rejected}
@@ -140,7 +143,7 @@ class SiteTurn:
                 continue
             answered = replace(item, site=cascade.answer_of(row))
             if item.centre is not None:  # the centre was to share the load, and did not
-                finals.append((answered, cascade.final(answered, Why.REFUSED)))
+                finals.append((answered, cascade.final(answered, cascade.returned(item))))
                 continue
             why = cascade.escalates(task, answered.site or {}, marked=marked)
             if why is None:
@@ -166,8 +169,7 @@ class SiteTurn:
     async def _over(self) -> list[Final]:
         """Answer items without the centre, if more wait for it than the spool may hold."""
         settings = self._site.settings
-        counts = await self._site.ask(lambda store: store.edge.counts())
-        there, size = (sum(counts.get(state, (0, 0))[part] for state in FOR_CENTRE) for part in (0, 1))
+        there, size = await self._site.ask(lambda store: store.edge.for_centre())
         over, over_bytes = there - settings.spool_items, size - settings.spool_mib * 2**20
         if over <= 0 and over_bytes <= 0:
             self._full = False
@@ -183,7 +185,15 @@ class SiteTurn:
                 break
             dropped.append(item)
             over, over_bytes = over - 1, over_bytes - item.bytes
-        return [(item, cascade.final(item, Why.SPOOL_FULL)) for item in dropped]
+        ending = []
+        for item in dropped:
+            if cascade.shared(item, self._tasks.get(item.task, EdgeTask(stay_on_site=True))):
+                lack = cascade.refused(cascade.SPOOL_FULL, "the spool had no room for it")
+                await self._move_one(item, {"centre": lack})
+                self._site.rings.set()  # the next turn asks the site
+            else:
+                ending.append(item)
+        return [(item, cascade.final(item, Why.SPOOL_FULL)) for item in ending]
 
     # --- ends ---
 

@@ -39,6 +39,7 @@ def smaller(data: bytes, most_side: int) -> bytes:
             image.draft(image.mode, (most_side, most_side))  # a large JPEG is decoded at a fraction of its size
             upright = ImageOps.exif_transpose(image)
             upright.thumbnail((most_side, most_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+            upright.info.clear()  # Pillow would write a JPEG's comment
             made = io.BytesIO()
             upright.save(made, "JPEG", quality=QUALITY)
     except Exception:  # noqa: BLE001 - malformed bytes raise anything in Pillow; the centre says what is wrong with them

@@ -182,6 +182,12 @@ class EdgeSpool:
         with self._database.read() as connection:
             return {EdgeState(state): (int(n), int(size)) for state, n, size in connection.execute(wanted)}
 
+    def for_centre(self) -> tuple[int, int]:
+        """Return the number of items that wait for the centre, and the bytes of their inputs."""
+        found = self.counts()
+        items, size = zip((0, 0), *(found[state] for state in FOR_CENTRE if state in found), strict=True)
+        return sum(items), sum(size)
+
     def note(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep a note under a name, over the one before."""
         with self._database.write(Weight.NOTE) as connection:

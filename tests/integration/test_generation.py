@@ -16,8 +16,10 @@ from producers.wire.errors import ConfigurationError, InputTooLarge, InvalidInpu
 from producers.wire.messages import Message, MessagesInput
 from tests import tiny_checkpoints
 from tests.serving import Served
+from workers.models.generation.decoder_network import DecoderNetwork, Feed
 from workers.models.generation.generation_model import GenerationModel
 from workers.models.generation.generation_request import GenerationRequest, Sampling, Written
+from workers.models.generation.key_value_memory import Block
 from workers.models.generation.prompts import Prompts
 from workers.models.interface import ragged
 from workers.models.sources.model_source import Pulled
@@ -255,6 +257,27 @@ def test_labels_are_scored_by_their_likelihood(served: Served, theirs: Any) -> N
         assert {one["label"]: one["score"] for one in answer} == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_label_ends_by_any_of_the_end_tokens(folder: Path, theirs: Any, tmp_path: Path) -> None:
+    """Whichever the checkpoint names first: a label's likelihood is the sum over them."""
+    import torch
+
+    text, chances = "My house is on fire.", {}
+    for name, ends in {"one": [0, 2], "other": [2, 0], "twice": [2, 0, 2]}.items():
+        served = Served(told(tmp_path / name, folder, eos_token_id=ends), TASKS).load()
+        [answer] = served.ask("urgency", [text], top_k=None)
+        made = served.model.prompts
+        prompt = made.templated(TASKS["urgency"]["prompt"], text)  # type: ignore[index]
+        for label in ("low", "high", "higher"):
+            ids = made.bare(label)
+            with torch.inference_mode():
+                logits = theirs(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            own = sum(float(logits[len(prompt) - 1 + n, token]) for n, token in enumerate(ids))
+            chances[label] = own + float(logits[-1, [0, 2]].logsumexp(0))
+        total = np.logaddexp.reduce(list(chances.values()))
+        expected = {label: float(np.exp(chance - total)) for label, chance in chances.items()}
+        assert {one["label"]: one["score"] for one in answer} == pytest.approx(expected, abs=1e-4)
+
+
 def test_json_is_of_the_schema(served: Served) -> None:
     """Random weights know nothing, and still write nothing else."""
     answers = served.ask("extract", [f"text {n}" for n in range(10)])
@@ -409,6 +432,40 @@ def test_an_architecture_that_is_not_served_is_refused_at_the_start(
 )
 def test_an_architecture_that_is_served_starts(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
     Served(tiny_decoder(tmp_path / name, name, **config), {"chat": "text-generation"}).load()
+
+
+LONG_ROPE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "original_max_position_embeddings": 64,
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2,
+    "rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": 64, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "config"), [("GPT2", {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}), ("Phi3", LONG_ROPE)]
+)
+def test_a_nearly_full_row_may_stand_beside_a_long_feed(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
+    """The padding behind the row's two tokens ends at 90, beyond the 64 positions of the network."""
+    import torch
+
+    network = DecoderNetwork(tiny_decoder(tmp_path / name, name, **config), where="models.own", precision="fp32")
+    network.load("cpu")
+    read, feeds = [range(10, 70), range(0)], [Feed([7, 8], (1,)), Feed(range(20, 50), (29,))]
+
+    def run(rows: Sequence[int]) -> list[torch.Tensor]:
+        block = Block(network.shape)
+        for row in rows:
+            own = Block(network.shape)
+            own.add(network.shape.empty())
+            if read[row]:
+                network.run(own, [Feed(read[row])])
+            block.add(own.kept(0))
+        return network.run(block, [feeds[row] for row in rows])
+
+    for row, beside in enumerate(run([0, 1])):
+        torch.testing.assert_close(beside, run([row])[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ import pytest
 
 from producers.wire.errors import ConfigurationError
 from tests import tiny_checkpoints
+from tests.integration.test_generation import told
 from tests.serving import Served, assert_alike
 from workers.models.adapters.lora_folder import Adapter
 from workers.models.backends.choice import Backend
@@ -101,6 +102,10 @@ def llm(network: Any) -> PlainLlm:
 
 @pytest.fixture
 def served(folder: Path, llm: PlainLlm) -> Served:
+    return answering(folder, llm)
+
+
+def answering(folder: Path, llm: PlainLlm) -> Served:
     served = Served(folder, TASKS, Backend("vllm", "bf16"))
     prompts = served.model.prompts
     served.model._engine = VllmEngine(llm, PlainCalls(), prompts.tokenizing.tokenizer, prompts.eos)
@@ -111,6 +116,15 @@ def test_the_client_cannot_tell_them_apart(served: Served, folder: Path) -> None
     """The same answers as from our own steps: text, why it ends, how many tokens; stop strings; labels with their
     scores.
     """
+    assert_as_ours(served, folder)
+
+
+def test_labels_end_by_any_end_token_there_too(folder: Path, llm: PlainLlm, tmp_path: Path) -> None:
+    ends = told(tmp_path / "told", folder, eos_token_id=[0, 2])
+    assert_as_ours(answering(ends, llm), ends)
+
+
+def assert_as_ours(served: Served, folder: Path) -> None:
     ours = Served(folder, TASKS).load()
     texts = ["Once upon", "a time", "Why is the sky blue?"]
     for params in ({"max_new_tokens": 12}, {"max_new_tokens": 40, "stop": ["e", "\n"]}):
@@ -165,7 +179,9 @@ def test_text_is_streamed_piece_by_piece(served: Served) -> None:
 
 def test_labels_are_asked_by_what_they_begin_with() -> None:
     """One request for each beginning, with all that may follow it."""
-    assert vllm_requests.next_tokens([[5, 2], [6, 2], [6, 7, 2]]) == {(): [5, 6], (5,): [2], (6,): [2, 7], (6, 7): [2]}
+    labels = [[5, 2], [6, 2], [6, 7, 2]]
+    assert vllm_requests.next_tokens(labels, [2]) == {(): [5, 6], (5,): [2], (6,): [2, 7], (6, 7): [2]}
+    assert vllm_requests.next_tokens(labels, [2, 0]) == {(): [5, 6], (5,): [0, 2], (6,): [0, 2, 7], (6, 7): [0, 2]}
     asks = list(vllm_requests.asks(GenerationRequest([9, 9], labels=[[5, 2], [6, 2]]), {2}))
     assert [ask.tokens for ask in asks] == [[9, 9], [9, 9, 5], [9, 9, 6]]
     assert asks[0].sampling["logprob_token_ids"] == [5, 6]

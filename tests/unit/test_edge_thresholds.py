@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import tomllib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producers.edge.calibrating import as_toml
+from producers.client.request import NewItem
+from producers.edge.calibrating import Row, _batches, as_toml
 from producers.edge.thresholds import Judged, Unreachable, calibrate, judged_by, points
+from producers.wire.catalogue import Catalogue
+from producers.wire.edge.edge_settings import EdgeTask
 
 ROWS = st.lists(
     st.builds(Judged, st.sampled_from([n / 20 for n in range(21)]), st.booleans(), st.booleans()),
@@ -54,6 +60,21 @@ def test_few_rows_are_refused() -> None:
         calibrate([Judged(0.5, True, True)] * 5, share=0.5)
 
 
+@pytest.mark.parametrize(("rows", "size", "expected"), [(100, 10, [64, 36]), (3, 600_000, [1, 1, 1])])
+def test_rows_are_sent_in_batches_of_bounded_bytes(rows: int, size: int, expected: list[int]) -> None:
+    """As many as an escalation sends: the centre refuses larger bodies."""
+    given = [Row(NewItem(b"x" * size), None)] * rows
+    batches = _batches(given, "image-classification", EdgeTask(), Catalogue.builtin())
+    assert [len(batch) for batch in batches] == expected
+
+
 def test_the_lines_for_the_file_are_toml() -> None:
     """A task's name may have signs that TOML quotes."""
     assert as_toml("a.b", 0.875) == '[edge.tasks."a.b"]\nthreshold = 0.875'
+
+
+@given(st.floats(0, 1))
+def test_the_printed_threshold_is_the_one_that_was_judged(score: float) -> None:
+    """One just over a score, which is to send on the items of this score, is no lower when it is read."""
+    threshold = math.nextafter(score, 1)
+    assert tomllib.loads(as_toml("spam", threshold))["edge"]["tasks"]["spam"]["threshold"] == threshold

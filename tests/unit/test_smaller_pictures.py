@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from producers.edge.departure import Roots, departing
 from producers.edge.smaller_pictures import smaller
@@ -49,6 +50,19 @@ def test_a_picture_on_its_side_is_sent_upright() -> None:
     assert not opened(made).getexif()
     wanted, found = (pixels.decode(data).astype(int) for data in (given, made))
     assert abs(wanted - found).mean() < 3
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_the_metadata_of_a_picture_stay(form: str) -> None:
+    about = PngInfo()
+    about.add_text("comment", "a secret")
+    exif = Image.Exif()
+    exif[0x010E] = "a secret"
+    given = picture(form=form, comment=b"a secret", exif=exif, xmp=b"a secret", icc_profile=b"a secret", pnginfo=about)
+    assert b"a secret" in given
+    made = smaller(given, 600)
+    assert opened(made).size == (600, 400)
+    assert b"a secret" not in made
 
 
 @pytest.mark.parametrize(

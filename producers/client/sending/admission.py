@@ -14,7 +14,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from producers.client.group_commit import GroupCommit
@@ -172,6 +172,8 @@ class Admission:
         store = self._link.store
         at = time.monotonic()
         tenants = {tenant.name: tenant for tenant in store.tenants.every()}
+        if not self._link.charges:
+            tenants = {name: replace(one, max_items_per_s=None, max_in_flight=None) for name, one in tenants.items()}
         limited = [name for name in self._seen if name in tenants and tenants[name].max_in_flight is not None]
         in_flight = {name: store.tenants.in_flight(name) for name in limited}
         return QueueSnapshot(at, tenants, in_flight, store.flight.queued_work() if self._link.max_queued_s else ())

@@ -227,11 +227,17 @@ class DecoderNetwork:
         return torch.zeros(seen.shape, dtype=kind, device=seen.device).masked_fill(~seen, torch.finfo(kind).min)
 
     def _positions(self, block: Block, feeds: Sequence[Feed]) -> torch.Tensor:
+        """Return the tokens' positions. The padding behind a row's tokens has that of the first of them.
+
+        Counted on, it might pass the network's limit, or the length from which LongRoPE turns all tokens otherwise.
+        """
         positions = block.columns.clone()
         for row, feed in enumerate(feeds):
             if feed.offsets is not None:
                 offsets = torch.tensor(feed.offsets, device=self._device)
                 positions[row, : len(offsets)] = block.columns[row, 0] + offsets
+            if len(feed.tokens) < positions.shape[1]:
+                positions[row, len(feed.tokens) :] = block.columns[row, 0]
         return positions
 
     def _inner(self, feeds: Sequence[Feed], tokens: int) -> torch.Tensor | None:

@@ -120,7 +120,7 @@ class GenerationModel(EngineModel["DecodingEngine | VllmEngine"]):
 
     def _choice(self, content: str, params: PromptedClassificationParams) -> GenerationRequest:
         tokens = self.prompts.templated(params.prompt, content)
-        ending = self.prompts.eos[:1]  # without it, "low" would gain the likelihood of every "lower"
+        ending = self.prompts.eos[:1]  # for all; without it, "low" would gain the likelihood of every "lower"
         labels = [self.prompts.bare(label) + ending for label in params.labels]
         self.prompts.room(tokens, max(map(len, labels)), asked=False)
         if (in_all := sum(map(len, labels))) > _MOST_LABEL_TOKENS:

@@ -21,6 +21,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class GenerationRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A prompt, and the wanted output: up to `max_new_tokens` tokens, or the likelihood of each of `labels`.
+    At the end of a label, an end token stands for all of them.
 
     The first `shared` tokens are common to every prompt of the task. `grammar` (of llguidance) restricts the answer.
     `stream` requests the text in pieces.

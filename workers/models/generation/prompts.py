@@ -111,11 +111,11 @@ class Prompts:
 
     @cached_property
     def eos(self) -> list[int]:
-        """The tokens that end an answer."""
+        """The tokens that end an answer, each once."""
         for file in ("generation_config.json", "config.json"):
             found = self.checkpoint.read_if_there(file).get("eos_token_id")
             if found is not None:
-                return [found] if isinstance(found, int) else list(found)
+                return [found] if isinstance(found, int) else list(dict.fromkeys(found))
         return []
 
     def check(self) -> None:

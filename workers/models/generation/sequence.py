@@ -92,12 +92,15 @@ class GeneratedSequence:
         Raises FloatingPointError.
         """
         _check(logits)
-        chances = logits.log_softmax(-1)
+        chances, ends = logits.log_softmax(-1), list(self.eos)
         scores, at = [], 1
         for label in self.request.labels:
             places = [0, *range(at, at + len(label) - 1)]
             at += len(label) - 1
-            scores.append(float(chances[places, label].sum()))
+            own = chances[places, label]
+            if label[-1] in ends:
+                own[-1] = chances[places[-1], ends].logsumexp(-1)
+            scores.append(float(own.sum()))
         self.outcome = Written(cached_tokens=self.cached, scores=scores)
 
 

@@ -7,6 +7,7 @@ which returns the likelihoods of the tokens that may follow. vLLM's prefix cache
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ class Ask:
 def asks(request: GenerationRequest, eos: Collection[int]) -> Iterator[Ask]:
     """Yield the vLLM requests for a request."""
     if request.labels:
-        for beginning, following in next_tokens(request.labels).items():
+        for beginning, following in next_tokens(request.labels, eos).items():
             scored = {"temperature": 0.0, "max_tokens": 1, "detokenize": False, "logprob_token_ids": following}
             yield Ask([*request.tokens, *beginning], scored, beginning=beginning)
         return
@@ -95,12 +96,12 @@ def _schema(grammar: str) -> str:
     return json.dumps(own["json_schema"])
 
 
-def next_tokens(labels: Sequence[Sequence[int]]) -> dict[Beginning, list[int]]:
-    """Return each proper prefix of a label, with the tokens that follow it in some label."""
+def next_tokens(labels: Sequence[Sequence[int]], eos: Collection[int]) -> dict[Beginning, list[int]]:
+    """Return each proper prefix of a label, with the tokens that follow it in some label: of the end tokens all."""
     found: dict[Beginning, set[int]] = {}
     for label in labels:
         for place, token in enumerate(label):
-            found.setdefault(tuple(label[:place]), set()).add(token)
+            found.setdefault(tuple(label[:place]), set()).update(eos if token in eos else [token])
     return {beginning: sorted(following) for beginning, following in found.items()}
 
 
@@ -145,12 +146,22 @@ class VllmRequest:
         self._chances[ask.beginning] = chances
         if self.waiting:
             return
-        scores = [
-            sum(self._chances[tuple(label[:place])][token] for place, token in enumerate(label))
-            for label in self.request.labels
-        ]
-        self.outcome = Written(cached_tokens=self.cached, scores=scores)
+        self.outcome = Written(cached_tokens=self.cached, scores=list(map(self._score, self.request.labels)))
+
+    def _score(self, label: Sequence[int]) -> float:
+        after = [self._chances[tuple(label[:place])] for place in range(len(label))]
+        return sum(
+            _any(own, self.eos if token in self.eos else [token]) for own, token in zip(after, label, strict=True)
+        )
 
     def _end(self, reason: str) -> None:
         self.writer.end()
         self.outcome = Written(self.writer.text, reason, self.written, self.cached)
+
+
+def _any(chances: Mapping[int, float], tokens: Collection[int]) -> float:
+    """Return the log-likelihood that the next token is one of these."""
+    most = max(chances[token] for token in tokens)
+    if most == -math.inf:
+        return most
+    return most + math.log(sum(math.exp(chances[token] - most) for token in tokens))
