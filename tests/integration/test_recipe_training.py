@@ -230,9 +230,17 @@ def test_a_folder_with_a_training_is_not_taken(folder: Path, tmp_path: Path) -> 
     (tmp_path / "taken" / "notes.txt").touch()
     with pytest.raises(ConfigurationError, match=r"has other files, such as notes.txt; name another folder"):
         training_run.prepare(recipe_file.load(recipe(folder, tmp_path / "taken", ALL_KINDS)), resume=True)
-    path.write_text(path.read_text().replace("rows = 16", "rows = 8"))
-    with pytest.raises(ConfigurationError, match="made by another recipe"):
-        trained(path, resume=True)
+    before = files(tmp_path / "twice")
+    text = path.read_text().replace('label = "mood"', 'label = "mood"\nlabels = ["good", "bad"]')
+    for changed in (text, text.replace("rows = 16", "rows = 8")):
+        path.write_text(changed)
+        with pytest.raises(ConfigurationError, match="made by another recipe"):
+            trained(path, resume=True)
+        assert files(tmp_path / "twice") == before
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.training

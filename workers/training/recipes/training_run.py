@@ -136,7 +136,9 @@ def run(training: RecipeTraining, show: Show, stopping: Callable[[], bool] = tra
 
     The first of several processes calls this; the others `follow`. See `trainer.steps` for `stopping`.
     """
-    subject, recipe = subject_of(training), loop_recipe(training)
+    recipe = loop_recipe(training)
+    training_checkpoint.of_recipe(training.out, recipe)  # before the subject writes its settings beside other weights
+    subject = subject_of(training)
     table, device = training.recipe.train, training.process.device
     work = Work(
         corpus=subject, recipe=recipe, out=training.out, accumulate=table.accumulate, split=training.split,
