@@ -112,7 +112,8 @@ def load(out: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer) ->
 def of_recipe(out: Path, recipe: Recipe) -> Saved | None:
     """Return the checkpoint in a folder, if there is one. Raises ConfigurationError for one of another recipe."""
     saved = read(out)
-    if saved is not None and saved.recipe != recipe:
+    older = msgspec.structs.replace(recipe, subject=recipe.subject.partition(".")[0])  # as older versions wrote it
+    if saved is not None and saved.recipe not in (recipe, older):
         problem = "was made by another recipe; go on with that one, or name another folder"
         raise ConfigurationError(f"{out / FILE}: {problem}")
     return saved
