@@ -101,7 +101,8 @@ class ClassificationKind(TextLabels):
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
         found = [(answer[0]["label"], wanted) for answer, wanted in pairs]
         accuracy = sum(label == wanted for label, wanted in found) / len(found)
-        return {"accuracy": accuracy, "macro_f1": float(np.mean([_f1(found, label) for _, label in set(found)]))}
+        labels = sorted({label for pair in found for label in pair})
+        return {"accuracy": accuracy, "macro_f1": float(np.mean([_f1(found, label) for label in labels]))}
 
     def baseline(self, labels: Sequence[str], wanted: Sequence[str]) -> float:
         [(common, _)] = Counter(labels).most_common(1)
