@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from workers.training.kinds.label_kinds import ClassificationKind
+from producers.wire.errors import InvalidInput
+from workers.training.kinds.label_kinds import ClassificationKind, RegressionKind
+from workers.training.kinds.pair_kinds import SimilarityKind
 from workers.training.recipes.recipe_file import TaskTable
 
 
@@ -20,3 +22,30 @@ def test_each_label_counts_once_in_macro_f1() -> None:
     pairs = [(given(found), wanted) for found, wanted in ("aa", "ba", "ca", "bb", "cc")]
     assert kind.scores(pairs)["macro_f1"] == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3)
     assert kind.scores([*pairs, (given("d"), "a")])["macro_f1"] == pytest.approx((2 / 5 + 2 / 3 + 2 / 3 + 0) / 4)
+
+
+def number(labels: list[float]) -> RegressionKind:
+    kind = RegressionKind("price", TaskTable(kind="regression"), "tasks.price")
+    kind.learn(labels)
+    return kind
+
+
+def test_equal_numbers_are_not_learnt() -> None:
+    """The deviation of three equal numbers is 1e-17."""
+    with pytest.raises(InvalidInput, match=r"all training rows have 0\.1; there must be several values"):
+        number([0.1, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("wanted", [0.1, 0.5])
+def test_evaluations_on_equal_numbers_are_compared_by_their_error(wanted: float) -> None:
+    """R² knows no difference between them, or only rounding."""
+    kind = number([0.0, 2.0])
+    near, far = ([([{"label": "price", "score": wanted + off}], wanted)] * 3 for off in (0.5, 2.0))
+    assert kind.scores(near)["r2"] == kind.scores(far)["r2"] == 0
+    assert kind.progress(near) == pytest.approx(0.75)
+    assert kind.progress(far) == pytest.approx(-3)
+
+
+def test_equal_numbers_have_no_correlation() -> None:
+    kind = SimilarityKind("alike", TaskTable(kind="similarity"), "tasks.alike")
+    assert kind.scores([([0.1], 0.1), ([0.2], 0.1), ([0.4], 0.1)]) == {"spearman": 0, "pearson": 0}
