@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from producers.wire.errors import InvalidInput
+from workers.models.built_in.tables.series import SeriesModel
+from workers.models.interface.model import ModelSpec
+from workers.training import train_series
 from workers.training.kinds.label_kinds import ClassificationKind, RegressionKind
+from workers.training.kinds.labelled_kind import deviation
 from workers.training.kinds.pair_kinds import SimilarityKind
+from workers.training.recipes import table_columns
 from workers.training.recipes.recipe_file import TaskTable
 
 
@@ -49,3 +56,19 @@ def test_evaluations_on_equal_numbers_are_compared_by_their_error(wanted: float)
 def test_equal_numbers_have_no_correlation() -> None:
     kind = SimilarityKind("alike", TaskTable(kind="similarity"), "tasks.alike")
     assert kind.scores([([0.1], 0.1), ([0.2], 0.1), ([0.4], 0.1)]) == {"spearman": 0, "pearson": 0}
+
+
+def test_equal_numbers_have_the_deviation_1() -> None:
+    """Their own is 1e-17 or 0, and numbers are divided by it."""
+    assert deviation([0.1, 0.1, 0.1]) == deviation([3.0]) == deviation([]) == 1
+    assert deviation([1.0, 3.0]) == 1
+    assert deviation([1.0, 5.0]) == 2
+    assert table_columns.column("rate", ["0.1"] * 3, "").scale == 1
+
+
+def test_equal_values_of_a_channel_stay_small(tmp_path: Path) -> None:
+    series = [(np.column_stack([np.arange(9.0), np.full(9, 0.1)]), label) for label in "ab"]
+    recordings = train_series.Recordings("own", ("rise", "level"), series, series)
+    train_series.train(recordings, tmp_path, epochs=1)
+    described = SeriesModel(ModelSpec("own", tmp_path, "", {}, {})).described
+    assert [channel.scale for channel in described.channels] == [pytest.approx(2.582, abs=1e-3), 1]

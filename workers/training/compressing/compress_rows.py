@@ -18,7 +18,7 @@ from results_store.store import Store
 from workers.models.huggingface.text.encoder import EncoderModel
 from workers.models.huggingface.text.label_heads import Classification
 from workers.training.kinds.label_kinds import ClassificationKind, MultiLabelKind, RegressionKind
-from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.labelled_kind import LabelledKind, deviation
 from workers.training.kinds.span_kinds import LabelledSpan, TokenLabelKind
 from workers.training.kinds.trained_kinds import TRAINED
 from workers.training.recipes import labelled_rows, recipe_file
@@ -161,5 +161,5 @@ def _parted(
     judged = [row for row in rows if places[row.content] % every == 0]
     for name, kind in kinds.items():
         if isinstance(kind, RegressionKind) and (own := [row.labels[name] for row in rows if name in row.labels]):
-            kind.units = float(np.std(own)) or 1.0, float(np.mean(own))
+            kind.units = deviation(own), float(np.mean(own))
     return CompressRows(kinds, [row for row in rows if places[row.content] % every], judged)

@@ -203,7 +203,7 @@ class RegressionKind(NumberLabels, TextLabels):
     def learn(self, labels: Sequence[float]) -> None:
         self.labels = (self.name,)
         self.units = float(np.std(labels)), float(np.mean(labels))
-        if min(labels) == max(labels):  # their deviation may be rounding
+        if not self.units[0] or min(labels) == max(labels):  # whose deviation may be rounding
             problem = f"all training rows have {labels[0]}"
             raise InvalidInput(f"{self.where}.label", problem, "there must be several values")
 

@@ -251,6 +251,13 @@ def listed(value: Any, where: str) -> list[Any]:
     return value
 
 
+def deviation(values: Sequence[float] | Array) -> float:
+    """Return the standard deviation of numbers, or 1 for equal ones, whose own is 0 or rounding."""
+    array = np.asarray(values, dtype=np.float64)
+    differ = array.size and array.min() < array.max()
+    return (float(array.std()) if differ else 0.0) or 1.0
+
+
 def unknown_label(label: str, where: str) -> InvalidInput:
     remedy = "correct it, add training rows with it, or take the row out"
     return InvalidInput(where, f"is {label!r}, a label that no training row has", remedy)
