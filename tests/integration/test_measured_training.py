@@ -154,6 +154,11 @@ def test_a_linear_model_explains_its_answers(folder: Path, tmp_path: Path) -> No
         (TABLE.replace('label = "size"', 'label = "size"\nhead = "attention"'), "", "it can be linear"),
         (TABLE.replace('label = "size"', 'label = "size"\ninput = "age"'), "", "tasks.size has its input columns by name"),
         ('[tasks.a]\nkind = "tabular-regression"\nlabel = "price"\ninput = ["age"]', "", "no training row has a column 'age'"),
+        (
+            TABLE.replace('drop = ["id"]', "").replace('label = "size"', 'label = "size"\ninput = ["one"]'),
+            "",
+            "tasks.flags.input: flags and size read different columns, such as 'color'; name the same, or make two",
+        ),
         ('[tasks.a]\nkind = "classification"\nlabel = "size"', "hidden = [8]", "train.hidden: is of other kinds"),
         (f'{TABLE}[tasks.text]\nkind = "regression"', "", "cannot share a backbone"),
     ],

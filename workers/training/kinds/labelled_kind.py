@@ -63,6 +63,9 @@ class LabelledKind(ABC):
     input_columns: ClassVar[tuple[str, ...]] = ("text",)
     label_column: ClassVar[str] = "label"
 
+    #: Whether a row is one input for all tasks of a recipe, which read the same columns then.
+    one_input: ClassVar[bool] = False
+
     #: The name of the metric that chooses the best weights, higher being better.
     metric: ClassVar[str]
 

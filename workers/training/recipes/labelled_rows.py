@@ -182,6 +182,11 @@ class _Reader:
                 task.choose([column for column in self.columns if column not in left_out])
             except InvalidInput as error:
                 raise ConfigurationError(str(error)) from error
+        (first, one), *others = self.tasks.items()
+        for name, task in others if one.one_input else ():
+            if different := {*task.columns} ^ {*one.columns}:
+                problem = f"{name} and {first} read different columns, such as {min(different)!r}"
+                raise self.recipe.wrong(f"tasks.{name}.input", f"{problem}; name the same, or make two recipes")
 
     def _labels(self, row: Mapping[str, Any], origin: str) -> dict[str, Any]:
         labels = {}
