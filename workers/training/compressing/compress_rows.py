@@ -92,7 +92,8 @@ def _of_recipe(recipe: RecipeFile, model: EncoderModel) -> CompressRows:
         raise recipe.wrong("tasks", problem)
     found = labelled_rows.read(recipe)
     for name, kind in found.tasks.items():
-        if isinstance(kind, ClassificationKind | MultiLabelKind) and kind.labels != model.heads[name].checkpoint.labels:
+        has_labels = isinstance(kind, ClassificationKind | MultiLabelKind | TokenLabelKind)
+        if has_labels and kind.labels != model.heads[name].checkpoint.labels:
             raise recipe.wrong(f"tasks.{name}", f"has the labels {', '.join(kind.labels)}, and the model others")
     learnt, judged = ([one for row in rows for one in _inputs(found.tasks, row)] for rows in (found.train, found.test))
     return CompressRows(found.tasks, learnt, judged)
@@ -129,9 +130,17 @@ def of_job(store: Store, job: str, model: EncoderModel, held_out: float) -> Comp
         inputs |= {item.seq: item.input for item in items if isinstance(item.input, str | QuestionInput)}
         for row in page:
             if row.state is ResultState.SUCCEEDED and row.task in kinds and row.output:
+                _check_whole(kinds[row.task], row.output, f"job {id_}: tasks.{row.task}")
                 labels.setdefault(row.seq, {})[row.task] = label_of(kinds[row.task], row.output)
     rows = [CompressRow(inputs[seq], tuple(own), own) for seq, own in labels.items() if seq in inputs]
     return _parted(kinds, rows, held_out, f"job {id_}")
+
+
+def _check_whole(kind: LabelledKind, answer: Any, where: str) -> None:
+    """Raise ConfigurationError for an answer without all labels over 0.5: the others would be taught as wrong."""
+    if isinstance(kind, MultiLabelKind) and len(answer) < len(kind.labels) and answer[-1]["score"] > 0.5:
+        problem = f"has answers with {len(answer)} of {len(kind.labels)} labels, and more may apply"
+        raise ConfigurationError(f'{where}: {problem}; submit it with the parameter "top_k": null')
 
 
 def label_of(kind: LabelledKind, answer: Any) -> Any:
@@ -149,10 +158,16 @@ def label_of(kind: LabelledKind, answer: Any) -> Any:
 def _parted(
     kinds: Mapping[str, LabelledKind], rows: Sequence[CompressRow], held_out: float, where: str
 ) -> CompressRows:
-    """Let every n-th row judge. Equal inputs stay on one side. Raises InvalidInput for a label without a place."""
+    """Let every n-th row judge. Equal inputs stay on one side.
+
+    Raises InvalidInput for a label without a place, and ConfigurationError for a task that no row reads.
+    """
     if len(rows) < LEAST_ROWS:
         problem = f"has {len(rows)} rows of use, fewer than {LEAST_ROWS}"
         raise ConfigurationError(f"{where}: {problem}; take a file, or a job with kept inputs, that has more")
+    for name, kind in kinds.items():
+        if isinstance(kind, TokenLabelKind):
+            _check_scheme(kind, [row.labels[name] for row in rows if name in row.labels], f"{where}: {name}")
     for row in rows:
         for name, label in row.labels.items():
             kinds[name].check(label, f"{where}: {name}")
@@ -162,4 +177,25 @@ def _parted(
     for name, kind in kinds.items():
         if isinstance(kind, RegressionKind) and (own := [row.labels[name] for row in rows if name in row.labels]):
             kind.units = deviation(own), float(np.mean(own))
-    return CompressRows(kinds, [row for row in rows if places[row.content] % every], judged)
+    found = CompressRows(kinds, [row for row in rows if places[row.content] % every], judged)
+    _check_tasks(found, where)
+    return found
+
+
+def _check_tasks(rows: CompressRows, where: str) -> None:
+    """Raise ConfigurationError for a task that no row to teach, or none to judge, reads."""
+    for name in rows.kinds:
+        for own, use in ((rows.learnt, "teach"), (rows.judged, "judge")):
+            if not any(name in row.tasks for row in own):
+                problem = f"has no row to {use} the model's task {name!r}"
+                raise ConfigurationError(f"{where}: {problem}; take a file, or a job, with rows of all its tasks")
+
+
+def _check_scheme(kind: TokenLabelKind, labels: Sequence[Sequence[LabelledSpan]], where: str) -> None:
+    """Raise ConfigurationError unless the model labels tokens as entities are taught: B-, then I-, and O outside."""
+    used = {span.label for label in labels for span in label}
+    used = used & {label[2:] for label in kind.labels if label.startswith(("B-", "I-"))} or used
+    needed = ["O", *(f"{prefix}-{type_}" for type_ in sorted(used) for prefix in "BI")] if labels else []
+    if lacking := [label for label in needed if label not in kind.labels]:
+        problem = f"the model's labels ({', '.join(kind.labels)}) have no {lacking[0]!r}, by which entities are taught"
+        raise ConfigurationError(f"{where}: {problem}; take a file without labels of this task")
