@@ -427,6 +427,19 @@ def test_rows_come_from_a_file_and_wrong_ones_are_named(folder: Path, tmp_path: 
         compress_rows.from_file(file, model, 0.2)
 
 
+def test_the_digest_of_a_recipe_is_also_of_its_rows(tmp_path: Path) -> None:
+    """Of all files that it names: measurements on other rows are not kept."""
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[data]\ntrain = "a*.csv"\ntest = "test.csv"\n[tasks.topic]\nkind = "classification"\n')
+    found = []
+    for name, text in (("a1", "x"), ("test", "y"), ("a2", "z"), ("test", "w"), ("a2", "z")):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{text},one\n")
+        if name != "a1":
+            found.append(compress_rows.digest(recipe))
+    assert len(set(found)) == 3
+    assert found[2] == found[3]
+
+
 @contextmanager
 def job(file: Path, answers: Sequence[Any]) -> Iterator[Store]:
     """Store a job of these answers, and an item without one."""

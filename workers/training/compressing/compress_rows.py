@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -84,6 +85,17 @@ def from_file(path: Path, model: EncoderModel, held_out: float) -> CompressRows:
             bad.append(error)
     BadRows.raise_for(bad)
     return _parted(kinds, rows, held_out, str(path))
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file of rows; of a recipe, also of the rows that it names."""
+    found = hashlib.blake2b(path.read_bytes())
+    if path.suffix == ".toml":
+        recipe = recipe_file.load(path)
+        for files in (recipe.data.train, recipe.data.validation, recipe.data.test):
+            for _, row in labelled_rows.plain_rows(recipe.files(files), recipe.data.format):
+                found.update(repr(row).encode())
+    return found.hexdigest()
 
 
 def _of_recipe(recipe: RecipeFile, model: EncoderModel) -> CompressRows:
