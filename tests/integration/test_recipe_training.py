@@ -79,6 +79,7 @@ def _row(random: Random, number: int) -> dict[str, Any]:
     words += [random.choice(("good", "fine") if good else ("bad", "dull")), place]
     random.shuffle(words)
     text = " ".join(words)
+    rare = " ".join(FILLING[number // power % 9] for power in (1, 9, 81))  # no task's input comes twice
     start, other = text.index(place), random.choice(PLACES)
     return {
         "text": text,
@@ -90,10 +91,10 @@ def _row(random: Random, number: int) -> dict[str, Any]:
         "question": "where is it ?",
         "context": text,
         "answer": place,
-        "sentence1": f"{place} the film",
+        "sentence1": f"{place} the film {rare}",
         "sentence2": f"a team {other}",
         "score": 5.0 * (place == other),
-        "query": f"{place} said",
+        "query": f"{place} said {rare}",
         "positive": f"{place} {random.choice(FILLING)} {random.choice(FILLING)}",
     }
 

@@ -102,6 +102,30 @@ def test_equal_texts_are_on_one_side(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 30
 
 
+def test_equal_inputs_of_a_task_are_on_one_side(tmp_path: Path) -> None:
+    """Also if another task reads another text of the row: of pairs, each text comes in two rows."""
+    rows = [{"text": f"{n // 2}", "title": f"{(n + 1) // 2 % 60}", "topic": "ab"[n % 2]} for n in range(120) if n % 6]
+    more = [{"text": f"only {n}", "title": "same", "topic": "ab"[n % 2]} for n in range(60)]
+    title = '[tasks.about]\nkind = "classification"\ninput = "title"\nlabel = "mood"\n'
+    labelled = [row | {"mood": row["topic"]} for row in rows]
+    found = read(tmp_path, TOPIC + title, rows=[*labelled, *more])
+    parts = (found.train, found.validation, found.test)
+    assert min(len(part) for part in parts) >= 12
+    for task, column in (("topic", "text"), ("about", "title")):
+        texts = [{row.columns[column] for row in part if task in row.labels} for part in parts]
+        assert sum(map(len, texts)) == len(set().union(*texts))
+
+
+def test_rows_that_are_all_joined_are_not_parted(tmp_path: Path) -> None:
+    """A file of its own for each part is the way out, and the message says so."""
+    rows = [{"text": f"{n // 2}", "title": f"{(n + 1) // 2 % 60}", "topic": "ab"[n % 2]} for n in range(120)]
+    title = '[tasks.about]\nkind = "classification"\ninput = "title"\nlabel = "topic"\n'
+    with pytest.raises(
+        ConfigurationError, match=r"data\.validation: has no row .*; add some, or name files of its own"
+    ):
+        read(tmp_path, TOPIC + title, rows=rows)
+
+
 def test_a_label_that_training_lacks_is_an_error(tmp_path: Path) -> None:
     """Such a row could only be answered wrong."""
     text = '[data]\ntrain = "rows.jsonl"\nvalidation = "more.jsonl"\n' + TOPIC
