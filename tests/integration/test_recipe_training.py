@@ -79,9 +79,10 @@ def _row(random: Random, number: int) -> dict[str, Any]:
     words += [random.choice(("good", "fine") if good else ("bad", "dull")), place]
     random.shuffle(words)
     text = " ".join(words)
-    rare = " ".join(FILLING[number // power % 9] for power in (1, 9, 81))  # no task's input comes twice
+    # few inputs come twice; from 25 on, half of the pairs to test are alike, else Spearman's coefficient stays under 0.8
+    rare = " ".join(FILLING[(number + 25) // power % 9] for power in (1, 9))
     start, other = text.index(place), random.choice(PLACES)
-    return {
+    row = {
         "text": text,
         "mood": ("good" if good else "bad") if number % 3 else None,
         "place": place,
@@ -94,9 +95,9 @@ def _row(random: Random, number: int) -> dict[str, Any]:
         "sentence1": f"{place} the film {rare}",
         "sentence2": f"a team {other}",
         "score": 5.0 * (place == other),
-        "query": f"{place} said {rare}",
         "positive": f"{place} {random.choice(FILLING)} {random.choice(FILLING)}",
     }
+    return row | {"query": f"{row['positive']} said {rare}"}
 
 
 @pytest.fixture(scope="module")
