@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +238,50 @@ def test_each_kind_is_judged_and_taught(
     assert own.scores([(one, compress_rows.label_of(own, one)) for one in answer])[own.metric] >= 0
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (("B-WHO", "I-WHO", "O"), ""),
+        (("I-WHO", "I-AT", "B-AT", "O"), r"the model's labels \(I-WHO, .*\) have no 'B-WHO', by which entities are"),
+        (("WHO", "AT"), ".* have no 'O', by which"),
+    ],
+)
+def test_entities_are_taught_by_the_models_own_labels(
+    made: Made, tmp_path: Path, labels: Sequence[str], problem: str
+) -> None:
+    """In any order, if they are of the scheme."""
+    config = {"id2label": dict(enumerate(labels))}
+    model = task_networks.served(
+        to_load(made(tiny.bert, "BertForTokenClassification", **config), "token-classification")
+    )
+    file = tmp_path / "rows.jsonl"
+    entities = [{"start": 0, "end": 3, "label": "WHO"}]
+    file.write_text("\n".join(json.dumps({"text": f"she lives at {n}", "topic": entities}) for n in range(10)))
+    if problem:
+        with pytest.raises(ConfigurationError, match=rf"rows\.jsonl: topic: {problem}.*; take a file without"):
+            compress_rows.from_file(file, model, 0.5)
+        return
+    found = compress_rows.from_file(file, model, 0.5)
+    [lessons, *_] = TokenizedRows(model, found.kinds, found.learnt).some(1)
+    [[first, begins, *others, last]] = lessons.targets["topic"].tolist()
+    assert (first, begins, {*others}, last) == (-100, 0, {2}, -100)
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[data]\ntrain = "rows.jsonl"\n[tasks.topic]\nkind = "token-labels"\nlabel = "topic"\n')
+    with pytest.raises(ConfigurationError, match=r"tasks\.topic: has the labels O, B-WHO, I-WHO, and the model others"):
+        compress_rows.from_file(recipe, model, 0.5)
+
+
+def test_a_task_that_no_row_reads_is_named(made: Made, tmp_path: Path) -> None:
+    """Before hours of teaching, after which nothing could judge it."""
+    wanted = to_load(made(tiny.bert, **SIZES))
+    tasks = {"topic": ("text-classification", ""), "where": ("question-answering", "")}
+    model = task_networks.served(msgspec.structs.replace(wanted, tasks=tasks))
+    file = tmp_path / "rows.csv"
+    file.write_text("text\n" + "".join(f"text {n}\n" for n in range(9)))
+    with pytest.raises(ConfigurationError, match=r"rows\.csv: has no row to teach the model's task 'where'; take"):
+        compress_rows.from_file(file, model, 0.5)
+
+
 def _given(found: CompressRows, number: int) -> Any:
     content = found.judged[number].content
     return content if isinstance(content, str) else msgspec.structs.asdict(content)
@@ -381,22 +427,58 @@ def test_rows_come_from_a_file_and_wrong_ones_are_named(folder: Path, tmp_path: 
         compress_rows.from_file(file, model, 0.2)
 
 
-def test_a_fleets_own_answers_are_labels(folder: Path, tmp_path: Path) -> None:
-    """The inputs of a stored job, with what the fleet answered; failed items are no rows."""
-    items = tuple(Item(seq=n, input=f"text {n}", tasks=("topic",)) for n in range(10))
+def test_the_digest_of_a_recipe_is_also_of_its_rows(tmp_path: Path) -> None:
+    """Of all files that it names: measurements on other rows are not kept."""
+    recipe = tmp_path / "own.toml"
+    recipe.write_text('[data]\ntrain = "a*.csv"\ntest = "test.csv"\n[tasks.topic]\nkind = "classification"\n')
+    found = []
+    for name, text in (("a1", "x"), ("test", "y"), ("a2", "z"), ("test", "w"), ("a2", "z")):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{text},one\n")
+        if name != "a1":
+            found.append(compress_rows.digest(recipe))
+    assert len(set(found)) == 3
+    assert found[2] == found[3]
+
+
+@contextmanager
+def job(file: Path, answers: Sequence[Any]) -> Iterator[Store]:
+    """Store a job of these answers, and an item without one."""
+    count = len(answers) + 1
+    items = tuple(Item(seq=n, input=f"text {n}", tasks=("topic",)) for n in range(count))
     envelope = Envelope(version=1, id="e0", job="job", model="own", priority=Priority.BULK, queued_at=1.0, items=items)
     payload, content_type = encode(envelope)
-    url = f"sqlite:///{tmp_path / 'store.db'}"
-    Store(url).migrate()
-    with Store(url) as store:
+    Store(f"sqlite:///{file}").migrate()
+    with Store(f"sqlite:///{file}") as store:
         store.create_job(stored.new_job())
-        new = stored.new_envelope("e0", items=10, results=10, payload=payload, content_type=content_type)
+        new = stored.new_envelope("e0", items=count, results=count, payload=payload, content_type=content_type)
         store.add_envelopes([new])
-        answer = [{"label": "LABEL_1", "score": 0.75}]
-        store.commit([stored.result(n, output=answer) for n in range(9)], done=["e0"])
+        store.commit([stored.result(n, output=answer) for n, answer in enumerate(answers)], done=["e0"])
+        yield store
+
+
+def test_a_fleets_own_answers_are_labels(folder: Path, tmp_path: Path) -> None:
+    """The inputs of a stored job, with what the fleet answered; failed items are no rows."""
+    with job(tmp_path / "store.db", [[{"label": "LABEL_1", "score": 0.75}]] * 9) as store:
         found = compress_rows.of_job(store, "job", task_networks.served(to_load(folder)), 0.5)
     rows = [CompressRow(f"text {n}", ("topic",), {"topic": "LABEL_1"}) for n in range(9)]
     assert (found.judged, found.learnt) == (rows[::2], rows[1::2])
+
+
+def test_answers_of_a_job_must_have_all_labels_that_apply(made: Made, tmp_path: Path) -> None:
+    """Of several labels, a fleet answers with the best one, unless it is asked for more."""
+    folder = made(tiny.bert, **SIZES, problem_type="multi_label_classification")
+    model = task_networks.served(to_load(folder))
+    some = [{"label": "LABEL_1", "score": 0.75}, {"label": "LABEL_2", "score": 0.5}]
+    whole = [[*some, {"label": "LABEL_0", "score": 0.1}], some, some[1:], [dict(one, score=0.9) for one in some]]
+    whole[-1].append({"label": "LABEL_0", "score": 0.6})
+    with job(tmp_path / "whole.db", [*whole, *whole, some]) as store:
+        found = compress_rows.of_job(store, "job", model, 0.5)
+    labels = [row.labels["topic"] for row in (*found.judged, *found.learnt)]
+    assert sorted(set(labels)) == [(), ("LABEL_0", "LABEL_1", "LABEL_2"), ("LABEL_1",)]
+    with job(tmp_path / "best.db", [some[:1]] * 9) as store:
+        message = r'tasks\.topic: has answers with 1 of 3 labels, .*; submit it with the parameter "top_k": null'
+        with pytest.raises(ConfigurationError, match=message):
+            compress_rows.of_job(store, "job", model, 0.5)
 
 
 def test_weights_learn_with_the_rounding_and_are_plain_afterwards(folder: Path) -> None:

@@ -154,6 +154,11 @@ def test_a_linear_model_explains_its_answers(folder: Path, tmp_path: Path) -> No
         (TABLE.replace('label = "size"', 'label = "size"\nhead = "attention"'), "", "it can be linear"),
         (TABLE.replace('label = "size"', 'label = "size"\ninput = "age"'), "", "tasks.size has its input columns by name"),
         ('[tasks.a]\nkind = "tabular-regression"\nlabel = "price"\ninput = ["age"]', "", "no training row has a column 'age'"),
+        (
+            TABLE.replace('drop = ["id"]', "").replace('label = "size"', 'label = "size"\ninput = ["one"]'),
+            "",
+            "tasks.flags.input: flags and size read different columns, such as 'color'; name the same, or make two",
+        ),
         ('[tasks.a]\nkind = "classification"\nlabel = "size"', "hidden = [8]", "train.hidden: is of other kinds"),
         (f'{TABLE}[tasks.text]\nkind = "regression"', "", "cannot share a backbone"),
     ],
@@ -280,3 +285,17 @@ def test_a_training_that_stops_before_an_evaluation_makes_it_when_it_goes_on(
     saved = training_checkpoint.read(out)
     assert saved
     assert not saved.progress.owes_evaluation
+
+
+def test_the_first_evaluation_is_the_best_so_far(folder: Path, tmp_path: Path) -> None:
+    """However bad it is: its weights are there when the training ends."""
+    rows = [{"x": n % 7, "far": 1e-3 * (n % 3) if n < 60 else 1e3} for n in range(80)]
+    write(tmp_path / "train.jsonl", rows[:60])
+    write(tmp_path / "other.jsonl", rows[60:])
+    parts = f'validation = "{tmp_path}/other.jsonl"\ntest = "{tmp_path}/other.jsonl"'
+    data = f'{parts}\n[tasks.far]\nkind = "tabular-regression"\nlabel = "far"'
+    training, card = trained(recipe(tmp_path / "a", tmp_path / "train.jsonl", data, "steps = 2\nevaluate_every = 1"))
+    [first, _] = [line.accuracies for line in trainer.read_log(training.out)]
+    assert first is not None
+    assert first[0] < -1e9
+    assert card.best_step

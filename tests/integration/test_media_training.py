@@ -140,6 +140,17 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         training_run.subject_of(training_run.prepare(recipe_file.load(path), resume=False))
 
 
+def test_tasks_of_different_pictures_are_refused(tmp_path: Path) -> None:
+    """A row is one input, and the second task would be taught on the pictures of the first."""
+    path = recipe(tmp_path, "image")
+    rows = (tmp_path / "rows.csv").read_text("utf-8").splitlines()
+    named = [f"{row},{'back' if not number else row.split(',')[0]}" for number, row in enumerate(rows)]
+    (tmp_path / "rows.csv").write_text("\n".join(named), encoding="utf-8")
+    path.write_text(f'{path.read_text("utf-8")}input = "back"\n', encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"tasks\.two\.input: two and one read different columns, such as 'ba"):
+        training_run.prepare(recipe_file.load(path), resume=False)
+
+
 @pytest.mark.parametrize("split", ["layers", "stages"])
 def test_a_split_that_is_not_known_here_is_refused(tmp_path: Path, split: Split) -> None:
     path = recipe_file.load(recipe(tmp_path, "image"))

@@ -23,8 +23,10 @@ from tests import tiny_checkpoints, training_checkpoints
 from workers import settings
 from workers.batching.serving import served_models
 from workers.models.interface.model import Model
+from workers.models.sources.model_source import Pulled
 from workers.training.loop import trainer, training_checkpoint
-from workers.training.recipes import recipe_file, training_run
+from workers.training.loop.training_checkpoint import Progress
+from workers.training.recipes import labelled_rows, recipe_file, training_run
 from workers.training.recipes.training_run import RecipeTraining, TrainingCard
 from workers.training.training_batches import all_of
 
@@ -77,8 +79,10 @@ def _row(random: Random, number: int) -> dict[str, Any]:
     words += [random.choice(("good", "fine") if good else ("bad", "dull")), place]
     random.shuffle(words)
     text = " ".join(words)
+    # few inputs come twice; from 25 on, half of the pairs to test are alike, else Spearman's coefficient stays under 0.8
+    rare = " ".join(FILLING[(number + 25) // power % 9] for power in (1, 9))
     start, other = text.index(place), random.choice(PLACES)
-    return {
+    row = {
         "text": text,
         "mood": ("good" if good else "bad") if number % 3 else None,
         "place": place,
@@ -88,12 +92,12 @@ def _row(random: Random, number: int) -> dict[str, Any]:
         "question": "where is it ?",
         "context": text,
         "answer": place,
-        "sentence1": f"{place} the film",
+        "sentence1": f"{place} the film {rare}",
         "sentence2": f"a team {other}",
         "score": 5.0 * (place == other),
-        "query": f"{place} said",
         "positive": f"{place} {random.choice(FILLING)} {random.choice(FILLING)}",
     }
+    return row | {"query": f"{row['positive']} said {rare}"}
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +234,62 @@ def test_a_folder_with_a_training_is_not_taken(folder: Path, tmp_path: Path) -> 
     (tmp_path / "taken" / "notes.txt").touch()
     with pytest.raises(ConfigurationError, match=r"has other files, such as notes.txt; name another folder"):
         training_run.prepare(recipe_file.load(recipe(folder, tmp_path / "taken", ALL_KINDS)), resume=True)
-    path.write_text(path.read_text().replace("rows = 16", "rows = 8"))
+    before = files(tmp_path / "twice")
+    text = path.read_text().replace('label = "mood"', 'label = "mood"\nlabels = ["good", "bad"]')
+    for changed in (text, text.replace("rows = 16", "rows = 8")):
+        path.write_text(changed)
+        with pytest.raises(ConfigurationError, match="made by another recipe"):
+            trained(path, resume=True)
+        assert files(tmp_path / "twice") == before
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+MOOD = '[tasks.mood]\nkind = "classification"\nlabel = "mood"\n'
+FIND = '[tasks.find]\nkind = "ranking"\nnegatives = 3\n'
+SAY = '[tasks.say]\nkind = "text-to-text"\nlabel = "answer"\nprefix = "say: "\n'
+SIZE = '[tasks.size]\nkind = "tabular-regression"\nlabel = "stars"\ninput = ["place", "text"]\n'
+
+
+@pytest.mark.parametrize(
+    ("tasks", "train", "before", "after"),
+    [
+        (MOOD, "", 'label = "mood"', 'label = "mood"\ninput = "context"'),
+        (MOOD, "sharing = 'lora'\nlora_rank = 4", "lora_rank = 4", "lora_rank = 5"),
+        (FIND, "", "negatives = 3", "negatives = 2"),
+        (SAY, 'backbone = "translation"', "say: ", "speak: "),
+        (SIZE, "hidden = [4]", "[4]", "[5]"),
+        (SIZE, "", 'input = ["place", "text"]', 'input = ["text"]'),
+    ],
+)
+def test_a_changed_setting_is_another_recipe(
+    folder: Path, tmp_path: Path, tasks: str, train: str, before: str, after: str
+) -> None:
+    """Of all settings on which the weights depend, also those that no label shows."""
+    text = f'[train]\nsteps = 1\n{train}\n[data]\ntrain = "{folder}/rows.jsonl"\n{tasks}'
+    found = []
+    for own in (text, text.replace(before, after)):
+        (tmp_path / "one.toml").write_text(own, encoding="utf-8")
+        file = recipe_file.load(tmp_path / "one.toml")
+        training = RecipeTraining(file, labelled_rows.read(file), Pulled(folder / "encoder", "1"), tmp_path)
+        found.append(training_run.loop_recipe(training))
+    training_checkpoint.tell(tmp_path, found[0], Progress())
+    assert training_checkpoint.of_recipe(tmp_path, found[0]) is not None
     with pytest.raises(ConfigurationError, match="made by another recipe"):
-        trained(path, resume=True)
+        training_checkpoint.of_recipe(tmp_path, found[1])
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(folder: Path, tmp_path: Path) -> None:
+    """It tells fewer settings than its recipe has."""
+    training = training_run.prepare(recipe_file.load(recipe(folder, tmp_path / "older", MOOD)), resume=False)
+    wanted = training_run.loop_recipe(training)
+    older = msgspec.structs.replace(wanted, subject=wanted.subject[:16])
+    training_checkpoint.tell(tmp_path, older, Progress(step=3))
+    saved = training_checkpoint.of_recipe(tmp_path, wanted)
+    assert saved is not None
+    assert saved.progress.step == 3
 
 
 @pytest.mark.training

@@ -61,6 +61,10 @@ def test_a_run_is_kept_and_gone_on_with(tmp_path: Path) -> None:
     assert found.chosen is not None
     assert (wanted.backend, served.budget.cost) == (found.chosen.backend, found.chosen.batch_cost)
     assert wanted.folder == str(small if found.chosen.variant == str(small) else tmp_path / "mood")
+    said, code = run(*given, "--variant", f"{small}/", "--variant", small)
+    assert (code, said.count("measuring")) == (0, 0), said
+    found = msgspec.json.decode((out / "tuned.json").read_bytes(), type=TunedFile)
+    assert {point.variant for own in found.runs.values() for point in own} == {"original", f"{small}/"}
 
 
 def test_a_time_that_is_too_short_names_what_is_left(tmp_path: Path) -> None:

@@ -56,9 +56,12 @@ def test_the_best_threshold_becomes_one_half() -> None:
 
 
 def test_few_labels_choose_no_threshold() -> None:
+    """Evaluations are compared by the threshold of the answers, which is one half then."""
     own = kind()
-    own.settle([(answer(rare=0.3, often=0.1, never=0.1), ("rare",))] * 19)
+    pairs = [(answer(rare=0.3, often=0.1, never=0.1), ("rare",))] * 20
+    own.settle(pairs[1:])
     assert own.units == (1.0, 0.0)
+    assert [own.progress(pairs[1:]), own.progress(pairs)] == [0, 1]
     own.settle([(answer(rare=0.3, often=0.1, never=0.1), ())] * 200)
     assert own.units == (1.0, 0.0)
 
@@ -66,4 +69,4 @@ def test_few_labels_choose_no_threshold() -> None:
 def test_equal_scores_are_not_parted() -> None:
     """A threshold between them would be theirs, which none is over."""
     pairs = [(answer(rare=0.4), ("rare",)), (answer(rare=0.4), ()), (answer(rare=0.2), ())]
-    assert kind().progress(pairs) == pytest.approx(2 / 3)
+    assert kind().progress(pairs * 20) == pytest.approx(2 / 3)

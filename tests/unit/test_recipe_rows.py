@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from msgspec.structs import replace
 
-from producers.wire.errors import ConfigurationError
+from producers.wire.errors import ConfigurationError, InvalidInput
 from workers.training.kinds.span_kinds import LabelledSpan
 from workers.training.recipes import labelled_rows, recipe_file
 from workers.training.recipes.labelled_rows import BadRows, LabelledRows
@@ -102,6 +102,30 @@ def test_equal_texts_are_on_one_side(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 30
 
 
+def test_equal_inputs_of_a_task_are_on_one_side(tmp_path: Path) -> None:
+    """Also if another task reads another text of the row: of pairs, each text comes in two rows."""
+    rows = [{"text": f"{n // 2}", "title": f"{(n + 1) // 2 % 60}", "topic": "ab"[n % 2]} for n in range(120) if n % 6]
+    more = [{"text": f"only {n}", "title": "same", "topic": "ab"[n % 2]} for n in range(60)]
+    title = '[tasks.about]\nkind = "classification"\ninput = "title"\nlabel = "mood"\n'
+    labelled = [row | {"mood": row["topic"]} for row in rows]
+    found = read(tmp_path, TOPIC + title, rows=[*labelled, *more])
+    parts = (found.train, found.validation, found.test)
+    assert min(len(part) for part in parts) >= 12
+    for task, column in (("topic", "text"), ("about", "title")):
+        texts = [{row.columns[column] for row in part if task in row.labels} for part in parts]
+        assert sum(map(len, texts)) == len(set().union(*texts))
+
+
+def test_rows_that_are_all_joined_are_not_parted(tmp_path: Path) -> None:
+    """A file of its own for each part is the way out, and the message says so."""
+    rows = [{"text": f"{n // 2}", "title": f"{(n + 1) // 2 % 60}", "topic": "ab"[n % 2]} for n in range(120)]
+    title = '[tasks.about]\nkind = "classification"\ninput = "title"\nlabel = "topic"\n'
+    with pytest.raises(
+        ConfigurationError, match=r"data\.validation: has no row .*; add some, or name files of its own"
+    ):
+        read(tmp_path, TOPIC + title, rows=rows)
+
+
 def test_a_label_that_training_lacks_is_an_error(tmp_path: Path) -> None:
     """Such a row could only be answered wrong."""
     text = '[data]\ntrain = "rows.jsonl"\nvalidation = "more.jsonl"\n' + TOPIC
@@ -150,6 +174,8 @@ def test_files_of_every_format_come_to_the_same_rows(tmp_path: Path) -> None:
         ({"text": ["New", "York", "is"], "entities": ["B-LOC", "I-LOC", "O"]}, ((0, 8, "LOC"),)),
         ({"text": ["a", "b", "c"], "entities": ["X", "X", "Y"]}, ((0, 3, "X"), (4, 5, "Y"))),
         ({"text": ["a", "b"], "entities": ["B-X", "B-X"]}, ((0, 1, "X"), (2, 3, "X"))),
+        ({"text": [*"abcd"], "entities": ["B-X", "E-X", "S-X", "S-Y"]}, ((0, 3, "X"), (4, 5, "X"), (6, 7, "Y"))),
+        ({"text": [*"abcde"], "entities": ["U-X", "B-X", "I-X", "L-X", "O"]}, ((0, 1, "X"), (2, 7, "X"))),
     ],
 )
 def test_entities_are_read_in_both_forms(tmp_path: Path, row: dict[str, Any], spans: tuple[Any, ...]) -> None:
@@ -158,6 +184,15 @@ def test_entities_are_read_in_both_forms(tmp_path: Path, row: dict[str, Any], sp
         recipe_file.load(written(tmp_path, '[tasks.names]\nkind = "token-labels"\n'))
     ).values()
     assert kind.label(row, "here") == tuple(LabelledSpan(*span) for span in spans)
+
+
+@pytest.mark.parametrize("tag", ["", " ", "B-", "E-"])
+def test_a_tag_without_a_type_is_named(tmp_path: Path, tag: str) -> None:
+    """It would be an entity without a name."""
+    path = written(tmp_path, '[tasks.names]\nkind = "token-labels"\n')
+    [kind] = labelled_rows.tasks_of(recipe_file.load(path)).values()
+    with pytest.raises(InvalidInput, match=f"here: entities: has the tag '{tag}', without a type; write O"):
+        kind.label({"text": ["a", "b"], "entities": ["O", tag]}, "here")
 
 
 def test_answers_are_where_they_are_said_to_be(tmp_path: Path) -> None:

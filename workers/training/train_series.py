@@ -30,6 +30,7 @@ from workers.models.built_in.tables.series_network import SeriesNetwork
 from workers.models.sources import model_source
 from workers.training import data
 from workers.training.data import SEED
+from workers.training.kinds.labelled_kind import deviation
 from workers.training.recipes import labelled_rows
 
 _EPOCHS = 250
@@ -167,10 +168,9 @@ def _part(values: Values, random: np.random.Generator) -> Values:
 
 def _channels(recordings: Recordings) -> tuple[SeriesChannel, ...]:
     together = np.concatenate([values for values, _ in recordings.known])
-    means, scales = together.mean(axis=0), together.std(axis=0)
     return tuple(
-        SeriesChannel(name, float(mean), float(scale) or 1.0)
-        for name, mean, scale in zip(recordings.channels, means, scales, strict=True)
+        SeriesChannel(name, float(own.mean()), deviation(own))
+        for name, own in zip(recordings.channels, together.T, strict=True)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -18,7 +19,7 @@ from results_store.store import Store
 from workers.models.huggingface.text.encoder import EncoderModel
 from workers.models.huggingface.text.label_heads import Classification
 from workers.training.kinds.label_kinds import ClassificationKind, MultiLabelKind, RegressionKind
-from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.labelled_kind import LabelledKind, deviation
 from workers.training.kinds.span_kinds import LabelledSpan, TokenLabelKind
 from workers.training.kinds.trained_kinds import TRAINED
 from workers.training.recipes import labelled_rows, recipe_file
@@ -86,13 +87,25 @@ def from_file(path: Path, model: EncoderModel, held_out: float) -> CompressRows:
     return _parted(kinds, rows, held_out, str(path))
 
 
+def digest(path: Path) -> str:
+    """Return a digest of a file of rows; of a recipe, also of the rows that it names."""
+    found = hashlib.blake2b(path.read_bytes())
+    if path.suffix == ".toml":
+        recipe = recipe_file.load(path)
+        for files in (recipe.data.train, recipe.data.validation, recipe.data.test):
+            for _, row in labelled_rows.plain_rows(recipe.files(files), recipe.data.format):
+                found.update(repr(row).encode())
+    return found.hexdigest()
+
+
 def _of_recipe(recipe: RecipeFile, model: EncoderModel) -> CompressRows:
     if recipe.tasks.keys() != model.heads.keys():
         problem = f"has the tasks {', '.join(recipe.tasks)}, and the model {', '.join(model.heads)}"
         raise recipe.wrong("tasks", problem)
     found = labelled_rows.read(recipe)
     for name, kind in found.tasks.items():
-        if isinstance(kind, ClassificationKind | MultiLabelKind) and kind.labels != model.heads[name].checkpoint.labels:
+        has_labels = isinstance(kind, ClassificationKind | MultiLabelKind | TokenLabelKind)
+        if has_labels and kind.labels != model.heads[name].checkpoint.labels:
             raise recipe.wrong(f"tasks.{name}", f"has the labels {', '.join(kind.labels)}, and the model others")
     learnt, judged = ([one for row in rows for one in _inputs(found.tasks, row)] for rows in (found.train, found.test))
     return CompressRows(found.tasks, learnt, judged)
@@ -129,9 +142,17 @@ def of_job(store: Store, job: str, model: EncoderModel, held_out: float) -> Comp
         inputs |= {item.seq: item.input for item in items if isinstance(item.input, str | QuestionInput)}
         for row in page:
             if row.state is ResultState.SUCCEEDED and row.task in kinds and row.output:
+                _check_whole(kinds[row.task], row.output, f"job {id_}: tasks.{row.task}")
                 labels.setdefault(row.seq, {})[row.task] = label_of(kinds[row.task], row.output)
     rows = [CompressRow(inputs[seq], tuple(own), own) for seq, own in labels.items() if seq in inputs]
     return _parted(kinds, rows, held_out, f"job {id_}")
+
+
+def _check_whole(kind: LabelledKind, answer: Any, where: str) -> None:
+    """Raise ConfigurationError for an answer without all labels over 0.5: the others would be taught as wrong."""
+    if isinstance(kind, MultiLabelKind) and len(answer) < len(kind.labels) and answer[-1]["score"] > 0.5:
+        problem = f"has answers with {len(answer)} of {len(kind.labels)} labels, and more may apply"
+        raise ConfigurationError(f'{where}: {problem}; submit it with the parameter "top_k": null')
 
 
 def label_of(kind: LabelledKind, answer: Any) -> Any:
@@ -149,10 +170,16 @@ def label_of(kind: LabelledKind, answer: Any) -> Any:
 def _parted(
     kinds: Mapping[str, LabelledKind], rows: Sequence[CompressRow], held_out: float, where: str
 ) -> CompressRows:
-    """Let every n-th row judge. Equal inputs stay on one side. Raises InvalidInput for a label without a place."""
+    """Let every n-th row judge. Equal inputs stay on one side.
+
+    Raises InvalidInput for a label without a place, and ConfigurationError for a task that no row reads.
+    """
     if len(rows) < LEAST_ROWS:
         problem = f"has {len(rows)} rows of use, fewer than {LEAST_ROWS}"
         raise ConfigurationError(f"{where}: {problem}; take a file, or a job with kept inputs, that has more")
+    for name, kind in kinds.items():
+        if isinstance(kind, TokenLabelKind):
+            _check_scheme(kind, [row.labels[name] for row in rows if name in row.labels], f"{where}: {name}")
     for row in rows:
         for name, label in row.labels.items():
             kinds[name].check(label, f"{where}: {name}")
@@ -161,5 +188,26 @@ def _parted(
     judged = [row for row in rows if places[row.content] % every == 0]
     for name, kind in kinds.items():
         if isinstance(kind, RegressionKind) and (own := [row.labels[name] for row in rows if name in row.labels]):
-            kind.units = float(np.std(own)) or 1.0, float(np.mean(own))
-    return CompressRows(kinds, [row for row in rows if places[row.content] % every], judged)
+            kind.units = deviation(own), float(np.mean(own))
+    found = CompressRows(kinds, [row for row in rows if places[row.content] % every], judged)
+    _check_tasks(found, where)
+    return found
+
+
+def _check_tasks(rows: CompressRows, where: str) -> None:
+    """Raise ConfigurationError for a task that no row to teach, or none to judge, reads."""
+    for name in rows.kinds:
+        for own, use in ((rows.learnt, "teach"), (rows.judged, "judge")):
+            if not any(name in row.tasks for row in own):
+                problem = f"has no row to {use} the model's task {name!r}"
+                raise ConfigurationError(f"{where}: {problem}; take a file, or a job, with rows of all its tasks")
+
+
+def _check_scheme(kind: TokenLabelKind, labels: Sequence[Sequence[LabelledSpan]], where: str) -> None:
+    """Raise ConfigurationError unless the model labels tokens as entities are taught: B-, then I-, and O outside."""
+    used = {span.label for label in labels for span in label}
+    used = used & {label[2:] for label in kind.labels if label.startswith(("B-", "I-"))} or used
+    needed = ["O", *(f"{prefix}-{type_}" for type_ in sorted(used) for prefix in "BI")] if labels else []
+    if lacking := [label for label in needed if label not in kind.labels]:
+        problem = f"the model's labels ({', '.join(kind.labels)}) have no {lacking[0]!r}, by which entities are taught"
+        raise ConfigurationError(f"{where}: {problem}; take a file without labels of this task")

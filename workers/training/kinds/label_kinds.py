@@ -101,7 +101,8 @@ class ClassificationKind(TextLabels):
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
         found = [(answer[0]["label"], wanted) for answer, wanted in pairs]
         accuracy = sum(label == wanted for label, wanted in found) / len(found)
-        return {"accuracy": accuracy, "macro_f1": float(np.mean([_f1(found, label) for _, label in set(found)]))}
+        labels = sorted({label for pair in found for label in pair})
+        return {"accuracy": accuracy, "macro_f1": float(np.mean([_f1(found, label) for label in labels]))}
 
     def baseline(self, labels: Sequence[str], wanted: Sequence[str]) -> float:
         [(common, _)] = Counter(labels).most_common(1)
@@ -168,14 +169,18 @@ class MultiLabelKind(TextLabels):
         }
 
     def progress(self, pairs: Sequence[Pair]) -> float:
-        return _best_threshold(*_scored(pairs))[1] if self.settles else super().progress(pairs)
+        scores, wanted = _scored(pairs)
+        return _best_threshold(scores, wanted)[1] if self._chooses(wanted) else super().progress(pairs)
 
     settles = True
+
+    def _chooses(self, wanted: Array) -> bool:
+        return self.settles and int(wanted.sum()) >= _ENOUGH
 
     def settle(self, pairs: Sequence[Pair]) -> None:
         """Choose one threshold of all labels: thresholds by label fit a small validation part by chance."""
         scores, wanted = _scored(pairs)
-        if wanted.sum() >= _ENOUGH:
+        if self._chooses(wanted):
             threshold = min(max(_best_threshold(scores, wanted)[0], _LEAST), 1 - _LEAST)
             self.units = 1.0, -math.log(threshold / (1 - threshold))
 
@@ -198,7 +203,7 @@ class RegressionKind(NumberLabels, TextLabels):
     def learn(self, labels: Sequence[float]) -> None:
         self.labels = (self.name,)
         self.units = float(np.std(labels)), float(np.mean(labels))
-        if not self.units[0]:
+        if not self.units[0] or min(labels) == max(labels):  # whose deviation may be rounding
             problem = f"all training rows have {labels[0]}"
             raise InvalidInput(f"{self.where}.label", problem, "there must be several values")
 
@@ -213,7 +218,13 @@ class RegressionKind(NumberLabels, TextLabels):
     def scores(self, pairs: Sequence[Pair]) -> dict[str, float]:
         found, wanted = np.array([(self.answered(answer), wanted) for answer, wanted in pairs]).T
         left, whole = float(((found - wanted) ** 2).sum()), float(((wanted - wanted.mean()) ** 2).sum())
-        return {"r2": 1 - left / whole if whole else 0.0, "mae": float(np.abs(found - wanted).mean())}
+        varies = wanted.min() < wanted.max()  # else `whole` may be rounding
+        return {"r2": 1 - left / whole if varies else 0.0, "mae": float(np.abs(found - wanted).mean())}
+
+    def progress(self, pairs: Sequence[Pair]) -> float:
+        """Return R² by the deviation of the training labels: those of a small validation part may all be alike."""
+        found, wanted = np.array([(self.answered(answer), wanted) for answer, wanted in pairs]).T
+        return 1 - float(np.square((found - wanted) / self.units[0]).mean())
 
     def baseline(self, labels: Sequence[float], wanted: Sequence[float]) -> float:
         return 0.0

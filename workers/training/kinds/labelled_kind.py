@@ -63,6 +63,9 @@ class LabelledKind(ABC):
     input_columns: ClassVar[tuple[str, ...]] = ("text",)
     label_column: ClassVar[str] = "label"
 
+    #: Whether a row is one input for all tasks of a recipe, which read the same columns then.
+    one_input: ClassVar[bool] = False
+
     #: The name of the metric that chooses the best weights, higher being better.
     metric: ClassVar[str]
 
@@ -249,6 +252,13 @@ def listed(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise InvalidInput(where, f"is {type(value).__name__}, not a list")
     return value
+
+
+def deviation(values: Sequence[float] | Array) -> float:
+    """Return the standard deviation of numbers, or 1 for equal ones, whose own is 0 or rounding."""
+    array = np.asarray(values, dtype=np.float64)
+    differ = array.size and array.min() < array.max()
+    return (float(array.std()) if differ else 0.0) or 1.0
 
 
 def unknown_label(label: str, where: str) -> InvalidInput:

@@ -22,6 +22,7 @@ class MeasuredInputs(LabelledKind):
     heads: ClassVar[tuple[str, ...]] = ("linear",)
     defaults = _FROM_RANDOM
     input_columns = ()
+    one_input = True
 
     #: The function from a head's values to scores, as the served model applies it.
     function: str

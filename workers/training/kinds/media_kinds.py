@@ -18,6 +18,7 @@ class MediaKind(ClassificationKind):
     """
 
     heads: ClassVar[tuple[str, ...]] = ("transformers",)
+    one_input = True
 
     def located(self, row: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
         value = row.get(self.columns[0])

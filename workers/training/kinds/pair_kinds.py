@@ -145,6 +145,6 @@ def _ranks(values: Array) -> Array:
 
 
 def _correlation(one: Array, other: Array) -> float:
-    if one.std() == 0 or other.std() == 0:
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
         return 0.0
     return float(np.corrcoef(one, other)[0, 1])

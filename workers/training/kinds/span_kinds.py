@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _OUTSIDE = "O"
 
+#: The prefixes of tags: an entity begins with B-, or is the one word of S- or U-, and goes on with I-, E- or L-.
+_BEGIN, _GO_ON = ("B-", "S-", "U-"), ("I-", "E-", "L-")
+
 
 class LabelledSpan(NamedTuple):
     """The characters `start` to `end` of a text, with a label."""
@@ -39,7 +42,7 @@ class TokenLabelKind(LabelledKind):
     """Entities in a text: cross-entropy of each token's label, by the scheme B- (begins) and I- (inside).
 
     A label is a list of ``{"start": …, "end": …, "label": …}`` in characters, or a list of tags, one for each element
-    of a list of words in the input's column. Words are joined by spaces.
+    of a list of words in the input's column. Words are joined by spaces. Tags may be of the scheme BIOES or BILOU, too.
     """
 
     served = "token-classification"
@@ -70,7 +73,7 @@ class TokenLabelKind(LabelledKind):
         if all(isinstance(one, str) for one in given) and words is not None:
             if len(given) != len(words):
                 raise InvalidInput(where, f"has {len(given)} tags for {len(words)} words", "give each word a tag")
-            return _spans(words, given)
+            return _spans(words, given, where)
         text = " ".join(words) if words is not None else str(row.get(self.columns[0], ""))
         found = sorted(_span(one, len(text), where) for one in given)
         for before, after in pairwise(found):
@@ -105,7 +108,7 @@ class TokenLabelKind(LabelledKind):
             if special:
                 found.append(IGNORED)
             elif span is None:
-                found.append(0)
+                found.append(self.labels.index(_OUTSIDE))
             else:
                 begins = start <= span.start
                 found.append(self.labels.index(f"{'B' if begins else 'I'}-{span.label}"))
@@ -204,13 +207,15 @@ def _best(pairs: Sequence[tuple[str, Sequence[str]]], compared: Callable[[str, s
     return float(np.mean([max((compared(found, one) for one in wanted), default=not found) for found, wanted in pairs]))
 
 
-def _spans(words: Sequence[str], tags: Sequence[str]) -> tuple[LabelledSpan, ...]:
-    """Return the entities of words with tags. A tag without B- goes on with the same label of the word before."""
+def _spans(words: Sequence[str], tags: Sequence[str], where: str) -> tuple[LabelledSpan, ...]:
+    """Return the entities of words with tags. A tag that begins none goes on with the same label of the word before."""
     found: list[LabelledSpan] = []
     start, before = 0, _OUTSIDE
     for word, tag in zip(words, tags, strict=True):
-        end, type_ = start + len(word), tag[2:] if tag[:2] in ("B-", "I-") else tag
-        if tag != _OUTSIDE and found and before == type_ and not tag.startswith("B-"):
+        end, type_ = start + len(word), tag[2:] if tag.startswith((*_BEGIN, *_GO_ON)) else tag
+        if not type_.strip():
+            raise InvalidInput(where, f"has the tag {tag!r}, without a type", "write O, or a type such as B-LOC")
+        if tag != _OUTSIDE and found and before == type_ and not tag.startswith(_BEGIN):
             found[-1] = found[-1]._replace(end=end)
         elif tag != _OUTSIDE:
             found.append(LabelledSpan(start, end, type_))

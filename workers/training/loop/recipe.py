@@ -38,7 +38,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     #: The training ends after this many evaluations without a better one.
     patience: int = 5
     seed: int = 20261122
-    #: A digest of all else that the weights depend on: a training that goes on has the same.
+    #: A digest of all else that the weights depend on: a training that goes on has the same. Behind a dot it has a
+    #: second digest, of settings that older checkpoints do not tell.
     subject: str = ""
 
     def check(self, tasks: Collection[str], parts: int) -> None:

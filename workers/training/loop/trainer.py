@@ -212,7 +212,7 @@ class Trainer:
         step = self.progress.step
         accuracies = self._accuracies()
         mean = sum(accuracies) / len(accuracies)
-        if mean <= self.progress.best:
+        if self.progress.best_step and mean <= self.progress.best:
             self.progress.stale += 1
             return accuracies
         self.progress.best, self.progress.best_step, self.progress.stale = mean, step, 0

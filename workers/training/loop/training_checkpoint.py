@@ -94,11 +94,8 @@ def load(out: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer) ->
 
     The error kept by a compression is not saved: a compressed training that was stopped ends a little differently.
     """
-    if (saved := read(out)) is None:
+    if (saved := of_recipe(out, recipe)) is None:
         return Progress()
-    if saved.recipe != recipe:
-        problem = "was made by another recipe; go on with that one, or name another folder"
-        raise ConfigurationError(f"{out / FILE}: {problem}")
     folder = out / saved.folder
     state = {f"{_NETWORK}{name}": tensor for name, tensor in learnt(network).items()}
     parameters = {f"{_OPTIMISER}{name}/": parameter for name, parameter in network.named_parameters()}
@@ -110,6 +107,16 @@ def load(out: Path, recipe: Recipe, network: nn.Module, optimiser: Optimizer) ->
             optimiser.state[parameter][key] = state[name]
     _read(folder, state, together=distributed.is_initialized())
     return saved.progress
+
+
+def of_recipe(out: Path, recipe: Recipe) -> Saved | None:
+    """Return the checkpoint in a folder, if there is one. Raises ConfigurationError for one of another recipe."""
+    saved = read(out)
+    older = msgspec.structs.replace(recipe, subject=recipe.subject.partition(".")[0])  # as older versions wrote it
+    if saved is not None and saved.recipe not in (recipe, older):
+        problem = "was made by another recipe; go on with that one, or name another folder"
+        raise ConfigurationError(f"{out / FILE}: {problem}")
+    return saved
 
 
 def read(out: Path) -> Saved | None:

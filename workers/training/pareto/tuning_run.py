@@ -19,6 +19,7 @@ from producers.wire.errors import ConfigurationError
 from workers.batching.serving import tuned_backend
 from workers.device.device_process import ModelToLoad
 from workers.device.devices import Device
+from workers.training.compressing import compress_rows
 from workers.training.pareto.tuned_point import ORIGINAL, Preference, TunedPoint, chosen, front
 
 FILE = "tuned.json"
@@ -73,12 +74,14 @@ class TuningRun:
             runs={},
         )
         out.mkdir(parents=True, exist_ok=True)
-        before = _kept(out / FILE)
+        before, rows = _kept(out / FILE), compress_rows.digest(self.rows) if self.rows else ""
         for variant, model in self.variants.items():
             for threads in self.threads:
-                key = self._key(model, threads)
+                key = self._key(model, threads, rows)
+                if key in found.runs:  # the same model by another name
+                    continue
                 if key in before:
-                    found.runs[key] = before[key]
+                    found.runs[key] = [msgspec.structs.replace(point, variant=variant) for point in before[key]]
                 elif not self._measured(found, key, variant, model, threads, ends):
                     found.left.append(f"{variant} with {threads or 'all'} threads")
                 _write(out / FILE, found, before)
@@ -109,10 +112,9 @@ class TuningRun:
             return False
         return True
 
-    def _key(self, model: ModelToLoad, threads: int) -> str:
-        """Return a digest of everything that a run's points depend on."""
+    def _key(self, model: ModelToLoad, threads: int, rows: str) -> str:
+        """Return a digest of everything that a run's points depend on; `rows` is that of the rows."""
         models = [tuned_backend.digest(one, self.device) for one in (model, self.variants[ORIGINAL])]
-        rows = hashlib.blake2b(self.rows.read_bytes()).hexdigest() if self.rows else ""
         told = repr((models, str(model.backend), rows, threads))
         return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 

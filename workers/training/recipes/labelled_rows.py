@@ -110,7 +110,8 @@ def read(recipe: RecipeFile) -> LabelledRows:
     reader.raise_bad()
     for part, rows in (("train", train), ("validation", validation), ("test", test)):
         if lacking := [name for name in reader.tasks if not any(name in row.labels for row in rows)]:
-            raise recipe.wrong(f"data.{part}", f"has no row with a label of {lacking[0]!r}; add some")
+            problem = f"has no row with a label of {lacking[0]!r}; add some, or name files of its own"
+            raise recipe.wrong(f"data.{part}", problem)
     return LabelledRows(reader.tasks, train, validation, test, reader.unlabelled)
 
 
@@ -182,6 +183,11 @@ class _Reader:
                 task.choose([column for column in self.columns if column not in left_out])
             except InvalidInput as error:
                 raise ConfigurationError(str(error)) from error
+        (first, one), *others = self.tasks.items()
+        for name, task in others if one.one_input else ():
+            if different := {*task.columns} ^ {*one.columns}:
+                problem = f"{name} and {first} read different columns, such as {min(different)!r}"
+                raise self.recipe.wrong(f"tasks.{name}.input", f"{problem}; name the same, or make two recipes")
 
     def _labels(self, row: Mapping[str, Any], origin: str) -> dict[str, Any]:
         labels = {}
@@ -226,24 +232,48 @@ class _Reader:
 def _parted(
     rows: Sequence[LabelledRow], tasks: Mapping[str, LabelledKind], share: float, seed: int
 ) -> tuple[list[LabelledRow], list[LabelledRow]]:
-    """Take a share of the rows away by chance. Rows of equal inputs stay together.
+    """Take a share of the rows away by chance. Rows in which a task reads equal inputs stay together.
 
     A row stays if no other row has its label.
     """
-    groups: dict[bytes, list[LabelledRow]] = defaultdict(list)
-    inputs = {column: task.identity for task in tasks.values() for column in task.columns}
-    for row in rows:
-        told = msgspec.json.encode([seed, [inputs[column](row.columns.get(column)) for column in sorted(inputs)]])
-        groups[hashlib.blake2b(told, digest_size=8).digest()].append(row)
+    groups = _groups(rows, tasks, seed)
     left = _names(rows, tasks)
     taken: set[int] = set()
     wanted = max(1, round(share * len(rows)))
     for key in sorted(groups):
         own = _names(groups[key], tasks)
-        if len(taken) < wanted and all(left[name] > count for name, count in own.items()):
+        chained = len(key) > 1 and len(groups[key]) > wanted  # perhaps nearly all rows
+        if len(taken) < wanted and not chained and all(left[name] > count for name, count in own.items()):
             taken.update(id(row) for row in groups[key])
             left -= own
     return [row for row in rows if id(row) not in taken], [row for row in rows if id(row) in taken]
+
+
+def _groups(
+    rows: Sequence[LabelledRow], tasks: Mapping[str, LabelledKind], seed: int
+) -> dict[tuple[bytes, ...], list[LabelledRow]]:
+    """Return rows joined by equal inputs of their labelled tasks, by the digests of all inputs of a row."""
+    inputs = {column: task.identity for task in tasks.values() for column in task.columns}
+    joined: dict[Any, Any] = {}
+
+    def first(one: Any) -> Any:
+        """Return the one that stands for all that are joined with this one."""
+        while (other := joined.setdefault(one, one)) != one:
+            joined[one] = joined[other]
+            one = other
+        return one
+
+    keys = []
+    for row in rows:
+        read = {column: inputs[column](row.columns.get(column)) for column in sorted(inputs)}
+        told = msgspec.json.encode([seed, [*read.values()]])
+        keys.append(hashlib.blake2b(told, digest_size=8).digest())
+        for name in row.labels:
+            joined[first(keys[-1])] = first(tuple((column, read[column]) for column in sorted(tasks[name].columns)))
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        groups[first(key)].append(place)
+    return {tuple(sorted({keys[place] for place in own})): [rows[place] for place in own] for own in groups.values()}
 
 
 def _names(rows: Sequence[LabelledRow], tasks: Mapping[str, LabelledKind]) -> Counter[tuple[str, str]]:

@@ -21,7 +21,7 @@ from workers.models.built_in.tables.series import SeriesChannel, SeriesDescripti
 from workers.models.built_in.tables.series_network import SeriesReader
 from workers.models.built_in.tables.tabular import RowDescription, TabularModel
 from workers.models.interface.model import Array, Arrays, Model, ModelSpec
-from workers.training.kinds.labelled_kind import LabelledKind
+from workers.training.kinds.labelled_kind import LabelledKind, deviation
 from workers.training.kinds.measured_kinds import MeasuredInputs
 from workers.training.kinds.shared_network import TO, Backbone, SharedNetwork, TaskNetwork
 from workers.training.loop.recipe import Recipe
@@ -215,9 +215,7 @@ class TrainedSeries(TrainedNetwork):
         for one in read["train"]:
             for name, own in zip(one.names or names, one.channels, strict=False):
                 values.get(name, []).extend(number for number in own if number is not None)
-        channels = tuple(
-            SeriesChannel(name, float(np.mean(own)), float(np.std(own)) or 1.0) for name, own in values.items()
-        )
+        channels = tuple(SeriesChannel(name, float(np.mean(own)), deviation(own)) for name, own in values.items())
         lengths = [len(one.channels[0]) for own in read.values() for one in own]
         return SeriesDescription(channels, (), (min(lengths), _LONGER * max(lengths)), self.heads)
 

@@ -17,6 +17,7 @@ import numpy as np
 from producers.wire.errors import ConfigurationError, InvalidInput
 from producers.wire.validation import table_cells
 from workers.models.built_in.tables.tabular import Column
+from workers.training.kinds.labelled_kind import deviation
 
 #: A column with more different words is a name or an identifier, and useless for learning.
 MOST_CATEGORIES = 50
@@ -32,7 +33,7 @@ def column(name: str, cells: Sequence[Any], remedy: str) -> Column:
     numbers = [one for one in found if isinstance(one, float)]
     if numbers and (len(numbers) == len(found) or not all(_is_text(cell) for cell in cells)):
         array = np.array(numbers)
-        return Column(name, float(array.mean()), float(array.std()) or 1.0, float(array.min()), float(array.max()))
+        return Column(name, float(array.mean()), deviation(array), float(array.min()), float(array.max()))
     words = tuple(sorted({word for cell in cells if _is_text(cell) and (word := _word(cell)) is not None}))
     if not 1 <= len(words) <= MOST_CATEGORIES:
         _refuse_commas(words, where)

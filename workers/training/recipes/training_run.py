@@ -136,7 +136,9 @@ def run(training: RecipeTraining, show: Show, stopping: Callable[[], bool] = tra
 
     The first of several processes calls this; the others `follow`. See `trainer.steps` for `stopping`.
     """
-    subject, recipe = subject_of(training), loop_recipe(training)
+    recipe = loop_recipe(training)
+    training_checkpoint.of_recipe(training.out, recipe)  # before the subject writes its settings beside other weights
+    subject = subject_of(training)
     table, device = training.recipe.train, training.process.device
     work = Work(
         corpus=subject, recipe=recipe, out=training.out, accumulate=table.accumulate, split=training.split,
@@ -271,14 +273,17 @@ def loop_recipe(training: RecipeTraining) -> Recipe:
 
 
 def _digest(training: RecipeTraining) -> str:
-    """Return a digest of the rows, the tasks and the backbone."""
+    """Return a digest of the rows, the tasks and the backbone, and one of the settings of their inputs and layers."""
     digest = hashlib.blake2b(repr((training.backbone.revision, training.recipe.train.sharing)).encode(), digest_size=8)
     for task in training.tasks:
         digest.update(repr((task.name, type(task).__name__, task.head, task.fusion, task.config)).encode())
     for part, rows in _parts(training.rows).items():
         for row in rows:
             digest.update(repr((part, row.columns, row.labels)).encode())
-    return digest.hexdigest()
+    table = training.recipe.train
+    inputs = [(task.columns, task.table.prefix, task.table.negatives) for task in training.tasks]
+    settings = hashlib.blake2b(repr((inputs, table.hidden, table.lora_rank)).encode(), digest_size=8)
+    return f"{digest.hexdigest()}.{settings.hexdigest()}"
 
 
 def settle(subject: TrainedFolder, network: Any, device: str = "cpu") -> None:
