@@ -370,7 +370,7 @@ ODD = (
 
 def test_odd_answers_of_users_own_tasks_are_shown_as_they_are(page: Page, store: Store) -> None:
     """Each in its own row and in its dialog, with the rows and the image around them."""
-    job, envelope = submit(store, [inline(picture()) for _ in ODD] + ["a text"], name="odd")
+    job, envelope = submit(store, [*(inline(picture()) for _ in ODD), "a text"], name="odd")
     answer(store, job, envelope, dict(enumerate(ODD)) | {len(ODD): "an answer like others"})
     page.goto(f"/#/jobs/{job}")
     expect(page.get_by_text("an answer like others")).to_be_visible()
@@ -584,8 +584,8 @@ def test_a_double_click_turns_one_page(page: Page, store: Store) -> None:
             route.continue_()
         page.unroute(pattern)
         expect(names).to_have_text(every[begin : begin + 20])
-        number = page.get_by_text(f"page {begin // 20 + 1}" if begin else "newest 20 jobs", exact=True)
-        expect(number).to_be_visible()
+        where = page.get_by_text(f"page {begin // 20 + 1}" if begin else "newest 20 jobs", exact=True)
+        expect(where).to_be_visible()
     expect(newer).to_be_disabled()
 
 
