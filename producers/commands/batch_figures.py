@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: The most batches that one query returns.
 MOST = 20_000
 
+#: A batch is stored this long after its end, at most. A batch that runs longer than `LONGEST_S` may be missing.
+STORED_S, LONGEST_S = 10.0, 300.0
+
 #: Seconds between two updates of the screen.
 EVERY_S = 1.0
 
@@ -48,10 +51,12 @@ class Device:
 class Figures:
     """The figures of a window's batches. Shares are between 0 and 1.
 
-    `error` is the median error of the predicted times, `loads` the number of model loads (within a memory budget).
+    `seconds` is the length of the window; if `cut_off`, only its end with the newest batches. `error` is the median
+    error of the predicted times, `loads` the number of model loads (within a memory budget).
     """
 
     seconds: float
+    cut_off: bool = False
     batches: int = 0
     items: int = 0
     rows: int = 0
@@ -66,17 +71,18 @@ class Figures:
     devices: tuple[Device, ...] = ()
 
 
-def figures(batches: Sequence[Batch], since: float, until: float) -> Figures:
+def figures(batches: Sequence[Batch], since: float, until: float, *, cut_off: bool = False) -> Figures:
     """Return the figures of the batches that ran between two times."""
     seconds = max(until - since, 1e-9)
     if not batches:
-        return Figures(seconds=seconds)
+        return Figures(seconds=seconds, cut_off=cut_off)
     rows = sum(batch.rows for batch in batches)
     computed = sum(batch.padded_tokens for batch in batches)
     predicted = [(batch.predicted_s, batch.forward_s) for batch in batches if batch.predicted_s and batch.forward_s]
     errors = [abs(expected_s / took_s - 1) for expected_s, took_s in predicted]
     return Figures(
         seconds=seconds,
+        cut_off=cut_off,
         batches=len(batches),
         items=sum(batch.items for batch in batches),
         rows=rows,
@@ -129,8 +135,9 @@ def _devices(batches: Sequence[Batch], since: float, until: float) -> Iterator[D
 def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> None:
     """Watch the micro-batches: their sizes, padding, waits, and how busy each device is.
 
-    The figures are of the batches within `--last`. "Busy" is the time in forward passes divided by wall time.
-    "Predicted within" is the median error of the batcher's predicted times. Ctrl-C ends the command.
+    The figures are of the batches that ended within `--last`; if these are over 20,000, of the newest. "Busy" is the
+    time in forward passes divided by wall time. "Predicted within" is the median error of the batcher's predicted
+    times. Ctrl-C ends the command.
 
     \b
     argosy batches
@@ -142,7 +149,8 @@ def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> N
 
         def look() -> Figures:
             until = time.time()
-            return figures(window.look(store, until), until - last_s, until)
+            found = window.look(store, until)
+            return figures(found, window.since, until, cut_off=window.cut_off)
 
         if as_json:
             click.echo(msgspec.json.encode(look()).decode())
@@ -153,23 +161,41 @@ def batches(*, last_s: float, model: str | None, once: bool, as_json: bool) -> N
 
 
 class Window:
-    """The batches of the last `last_s` seconds. Each look reads only the new ones."""
+    """The batches that ended in the last `last_s` seconds. Each look reads only the new ones, and at most `MOST`.
+
+    The batches of the last look are whole from `since` on. `cut_off` tells that this is not the whole window.
+    """
 
     def __init__(self, last_s: float, model: str | None = None) -> None:
         self.last_s = last_s
+        self.since = float("-inf")
+        self.cut_off = False
         self._model = model
         self._seen: dict[str, Batch] = {}
+        self._looked_at = float("-inf")
+        self._whole_since = float("-inf")
 
     def look(self, store: Store, until: float) -> list[Batch]:
         """Return the window's batches in the order of their start."""
-        since = until - self.last_s
-        # a batch is stored a moment after its start, perhaps after a batch that started later
-        newest = max((batch.started_at for batch in self._seen.values()), default=since)
-        for batch in store.flight.recent(limit=MOST, since=max(since, newest - 10)):
-            if self._model in (None, batch.model):
-                self._seen[batch.id] = batch
-        self._seen = {id_: batch for id_, batch in self._seen.items() if batch.started_at >= since}
+        begin = until - self.last_s
+        # a batch is stored after its end, perhaps after a batch that ended later; a worker's clock may be ahead
+        newest = min(self._looked_at, max(map(_end, self._seen.values()), default=begin))
+        ended_since = max(begin, newest - STORED_S)
+        found = store.flight.recent(
+            limit=MOST, since=ended_since - LONGEST_S, ended_since=ended_since, model=self._model
+        )
+        if len(found) == MOST:  # older batches are missing
+            self._whole_since = found[-1].started_at
+        self.since = min(max(begin, self._whole_since), until)
+        self.cut_off = self.since > begin
+        self._seen |= {batch.id: batch for batch in found}
+        self._seen = {id_: batch for id_, batch in self._seen.items() if _end(batch) >= self.since}
+        self._looked_at = until
         return sorted(self._seen.values(), key=lambda batch: batch.started_at)
+
+
+def _end(batch: Batch) -> float:
+    return batch.started_at + batch.forward_s
 
 
 def _watch(look: Callable[[], Figures]) -> None:
@@ -187,7 +213,7 @@ def screen(found: Figures) -> Group:
     from rich.text import Text
 
     if not found.batches:
-        return Group(Text(f"no batches in the last {found.seconds:,.0f} s; look further back with --last"))
+        return Group(Text(f"no batches ended in the last {found.seconds:,.0f} s; look further back with --last"))
     parts: list[RenderableType] = [Text(_summary(found)), Text("")]
     parts.append(_bars("rows", {f"<= {size:,}": count for size, count in found.sizes.items()}))
     parts.append(_bars("padding", {f"<= {waste:.0%}": count for waste, count in found.wastes.items()}))
@@ -209,6 +235,8 @@ def _summary(found: Figures) -> str:
         facts.append(f"predicted within {found.error:.0%}")
     if found.loads:
         facts.append(f"{found.loads:,} model loads")
+    if found.cut_off:
+        facts.append(f"cut off, since a look reads at most {MOST:,} batches: choose a shorter --last")
     if found.cached:
         facts.append(f"{found.cached:.0%} of rows from the feature cache")
     return ", ".join(facts)

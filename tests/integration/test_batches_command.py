@@ -80,6 +80,51 @@ def test_watching_reads_what_is_new_and_forgets_what_is_old(store: Store) -> Non
     assert [one.id for one in window.look(store, now + 0.2)] == ["b2", "b1"]
 
 
+def test_a_long_batch_is_found_whenever_it_began(store: Store) -> None:
+    """It is stored at its end: after batches that began later, and perhaps when its begin is out of the window."""
+    now = time.time()
+    window = Window(60.0)
+    store.commit([], batches=[batch("short", started_at=now - 1)])
+    assert [one.id for one in window.look(store, now)] == ["short"]
+    store.commit([], batches=[batch("long", worker="w2", started_at=now - 15, forward_s=15.0)])
+    store.commit([], batches=[batch("longer", worker="w3", started_at=now - 90, forward_s=89.0)])
+    found = window.look(store, now + 1)
+    assert [one.id for one in found] == ["longer", "long", "short"]
+    busy = {device.name: device.busy for device in figures(found, window.since, now + 1).devices}
+    assert busy["cpu (w2)"] == pytest.approx(15 / 60)
+    assert busy["cpu (w3)"] == pytest.approx(58 / 60)
+
+
+def test_a_worker_whose_clock_is_ahead_hides_no_other(store: Store) -> None:
+    """Its batches seem to be of the future."""
+    now = time.time()
+    window = Window(60.0)
+    store.commit([], batches=[batch("ahead", started_at=now + 40)])
+    assert [one.id for one in window.look(store, now)] == ["ahead"]
+    store.commit([], batches=[batch("right", worker="w2", started_at=now + 0.5)])
+    assert [one.id for one in window.look(store, now + 1)] == ["right", "ahead"]
+
+
+def test_more_batches_than_a_look_reads_are_a_shorter_window(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates are those of the time that was read, and the command says so. A model's batches are read alone."""
+    monkeypatch.setattr("producers.commands.batch_figures.MOST", 20)
+    now = time.time()
+    ran = [batch(f"b{n}", started_at=now - n, forward_s=0.5, items=4) for n in range(1, 60)]
+    store.commit([], batches=[*ran, batch("rare", model="vision", started_at=now - 50)])
+    window = Window(60.0)
+    assert len(window.look(store, now)) == 20
+    assert (window.cut_off, now - window.since) == (True, pytest.approx(20.0))
+    store.commit([], batches=[batch("next", started_at=now)])
+    assert len(window.look(store, now + 1)) == 21
+    assert (window.cut_off, now + 1 - window.since) == (True, pytest.approx(21.0))
+    assert "cut off, since a look reads at most 20 batches" in argosy("batches", "--once").output.replace("\n", " ")
+    shown = json.loads(argosy("batches", "--json").output)
+    assert shown["cut_off"] is True
+    assert shown["items"] / shown["seconds"] == pytest.approx(4.0, rel=0.2)
+    rare = json.loads(argosy("batches", "--json", "--model", "vision").output)
+    assert (rare["batches"], rare["cut_off"]) == (1, False)
+
+
 def test_status_says_how_long_what_waits_will_take(store: Store) -> None:
     """Items that wait, times what an item lately took."""
     store.create_job(new_job())

@@ -26,6 +26,10 @@ def test_batches_since(store: Store) -> None:
     """What a screen that looks every second has not seen yet."""
     store.commit([], batches=[batch(f"b{n}", started_at=100.0 + n) for n in range(5)])
     assert [each.id for each in store.flight.recent(since=102.0)] == ["b4", "b3"]
+    store.commit([], batches=[batch("long", model="vision", started_at=90.0, forward_s=13.5)])
+    assert [each.id for each in store.flight.recent(ended_since=103.0)] == ["b4", "b3", "long"]
+    assert [each.id for each in store.flight.recent(since=90.5, ended_since=103.0)] == ["b4", "b3"]
+    assert [each.id for each in store.flight.recent(limit=1, model="vision")] == ["long"]
 
 
 def test_an_unknown_batch_is_named(store: Store) -> None:

@@ -66,6 +66,9 @@ def test_the_course_of_a_minute() -> None:
     assert found["batches"]["series"] == [2.0, *[0.0] * 27, 4.0, 0.0]
     assert found["batches"]["priorities"] == {"interactive": pytest.approx(0.4), "bulk": pytest.approx(0.6)}
     assert [one["id"] for one in found["recent"]] == ["b", "a"]
+    assert (found["covered_s"], found["batches"]["items_per_s"]) == (60.0, 12 / 60)
+    newest = view([], [], ran[1:], 1000.0, 5.0)  # of the others there were too many to read
+    assert (newest["window_s"], newest["covered_s"], newest["batches"]["items_per_s"]) == (60.0, 5.0, 8 / 5)
 
 
 @given(

@@ -92,6 +92,7 @@ _SHARES: dict[str, Any] = dict.fromkeys(("share_sent", "agreement"), _or_null({"
 SITE = object_of(_row(ToldSite) | {"away": _FLAG} | _SHARES)
 SITES = object_of({"sites": _list(SITE)})
 ACTIVITY = object_of(
-    {"at": _TIME, "window_s": {"type": "number"}, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}
+    {"at": _TIME, "batches": _OBJECT, "workers": _or_null(_list(_OBJECT))}
+    | {name: {"type": "number"} for name in ("window_s", "covered_s")}
     | {name: _list(_OBJECT) for name in ("queue", "models", "devices", "recent", "pauses")}
 )

@@ -3,7 +3,7 @@
 const KEY = "argosy.key";
 const LONGEST_WAIT_S = 30;
 
-/** An error answer of the gateway; `status` 0 means that it could not be reached. */
+/** An error answer of the gateway; `status` 0 means that it could not be reached, or that something else answered. */
 export class Refusal extends Error {
   constructor(status, detail, retryAfterS) {
     super(detail);
@@ -48,33 +48,62 @@ function keepTime(date) {
   skewS = Math.abs(found) > 2 ? found : 0; // the header has whole seconds only
 }
 
+const isOf = (answer, type) => (answer.headers.get("content-type") ?? "").startsWith(type);
+
 async function refusal(answer, sent) {
-  const problem = await answer.json().catch(() => ({}));
+  const retryAfterS = Number(answer.headers.get("retry-after")) || 0;
+  const problem = isOf(answer, "application/problem+json") ? await answer.json().catch(() => null) : null;
+  if (problem === null) return new Refusal(0, `the gateway cannot be reached: ${answer.status} ${answer.statusText}`.trim(), retryAfterS);
   const detail = [problem.detail ?? answer.statusText, problem.remedy].filter(Boolean).join("; ");
   // a late answer to an earlier key says nothing about the current key
   if (answer.status === 401 && key.get() === sent) document.dispatchEvent(new CustomEvent("argosy:key", { detail: sent ? detail : "" }));
-  return new Refusal(answer.status, detail, Number(answer.headers.get("retry-after")) || 0);
+  return new Refusal(answer.status, detail, retryAfterS);
 }
 
-export const get = async (path, options) => (await request(path, options)).json();
+/** An answer's body, by `how`. A body that ends early or is of another form is the network's or a proxy's. */
+async function bodyOf(answer, how, signal) {
+  try {
+    return await answer[how]();
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Refusal(0, "the answer was cut off, or is not the gateway's");
+  }
+}
 
-export const image = async (path, options) => (await request(path, options)).blob();
+export const get = async (path, options) => bodyOf(await request(path, options), "json", options?.signal);
+
+export const image = async (path, options) => bodyOf(await request(path, options), "blob", options?.signal);
 
 export async function post(path, body) {
   const sent = body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  return (await request(path, { method: "POST", ...sent })).json();
+  return bodyOf(await request(path, { method: "POST", ...sent }), "json");
 }
 
-export const remove = async (path) => (await request(path, { method: "DELETE" })).json();
+export const remove = async (path) => bodyOf(await request(path, { method: "DELETE" }), "json");
 
 export function query(values) {
   const given = Object.entries(values).filter(([, value]) => value !== null && value !== undefined);
   return given.length ? `?${new URLSearchParams(given)}` : "";
 }
 
-function tell(state, detail = "") {
-  document.dispatchEvent(new CustomEvent("argosy:link", { detail: { state, detail } }));
+/** The states of a link, from the best to the worst, and the present one of each poll and stream. */
+const STATES = ["live", "failing", "stopped"];
+const links = new Set();
+
+/** A function that tells the state of a poll or stream until `signal` aborts. The page shows the worst of them all. */
+function teller(signal) {
+  const link = {};
+  signal.addEventListener("abort", () => links.delete(link), { once: true });
+  return (state, detail = "") => {
+    if (signal.aborted) return;
+    links.add(Object.assign(link, { state, detail }));
+    const worst = [...links].reduce((one, other) => (STATES.indexOf(other.state) > STATES.indexOf(one.state) ? other : one));
+    document.dispatchEvent(new CustomEvent("argosy:link", { detail: worst }));
+  };
 }
+
+/** Whether waiting does not help: the gateway refuses the key, or has nothing there. */
+const isFinal = ({ status }) => status === 403 || status === 404;
 
 /** Wait, or return early when `signal` aborts. */
 const pause = (seconds, signal) =>
@@ -95,6 +124,7 @@ export const backOffS = (failures, error) => Math.max(error.retryAfterS ?? 0, Ma
 
 /** Call `look` every `everyS` seconds until `signal` aborts: more rarely while it fails, never on a hidden page. */
 export async function poll(look, everyS, signal) {
+  const tell = teller(signal);
   for (let failures = 0; !signal.aborted; ) {
     await seen(signal);
     let waitS = everyS;
@@ -103,12 +133,13 @@ export async function poll(look, everyS, signal) {
       failures = 0;
       tell("live");
     } catch (error) {
-      if (signal.aborted || !(error instanceof Refusal)) {
-        if (signal.aborted) return;
+      if (signal.aborted) return;
+      if (!(error instanceof Refusal)) {
+        tell("stopped", error.message);
         throw error;
       }
       if (error.status === 401) return; // the page starts over once there is a key
-      if (error.status === 403 || error.status === 404) return tell("stopped", error.message); // waiting does not help
+      if (isFinal(error)) return tell("stopped", error.message);
       waitS = backOffS(failures++, error);
       tell("failing", `${error.message}; again in ${Math.round(waitS)} s`);
     }
@@ -127,11 +158,13 @@ function whileSeen(signal) {
 
 /** Call `onProgress` with a job's progress until it is finished; reconnects. EventSource cannot send the key. */
 export async function follow(job, onProgress, signal) {
+  const tell = teller(signal);
   for (let failures = 0; !signal.aborted; ) {
     await seen(signal);
     const looking = whileSeen(signal);
     try {
       const answer = await request(`/api/jobs/${encodeURIComponent(job)}/events`, { signal: looking.signal });
+      if (!isOf(answer, "text/event-stream")) throw new Refusal(0, "the answer is not the gateway's");
       for await (const { name, value } of events(answer.body)) {
         failures = 0;
         tell("live");
@@ -140,7 +173,8 @@ export async function follow(job, onProgress, signal) {
         if (name === "finished") return;
       }
     } catch (error) {
-      if (signal.aborted || error.status === 401 || error.status === 404) return;
+      if (signal.aborted || error.status === 401) return;
+      if (isFinal(error)) return tell("stopped", error.message);
       if (!looking.signal.aborted) tell("failing", `${error.message}; trying again`);
     } finally {
       looking.abort();

@@ -37,7 +37,7 @@ export const placeLost = () => document.activeElement === document.body || docum
 
 /**
  * Keep `parent`'s children equal to `rows`. `make(row)` makes a row once, as `{ node, update, gone }`; later looks only
- * update it, so that focus, open details and half-loaded images stay.
+ * update it, so that focus, open details and half-loaded images stay. A row that throws costs no other row.
  */
 export class Rows {
   #known = new Map();
@@ -60,9 +60,14 @@ export class Rows {
     let before = this.parent.firstElementChild;
     for (const row of rows) {
       const key = String(this.keyOf(row));
-      if (!this.#known.has(key)) this.#known.set(key, this.make(row));
-      const { node, update } = this.#known.get(key);
-      update?.(row);
+      try {
+        if (!this.#known.has(key)) this.#known.set(key, this.make(row));
+        this.#known.get(key).update?.(row);
+      } catch (error) {
+        reportError(error);
+      }
+      const node = this.#known.get(key)?.node;
+      if (!node) continue;
       if (node === before) before = before.nextElementSibling;
       else this.parent.insertBefore(node, before);
     }

@@ -94,10 +94,11 @@ function paceCard() {
   const about = el("p", { class: "muted small-text" });
   return {
     node: cardOf("Items a second", total, course.node, about),
-    update({ batches }) {
+    update({ batches, window_s: windowS, covered_s: coveredS }) {
       say(total, brief(batches.items_per_s));
       course.update(batches.series);
-      say(about, batches.count ? `${plural(batches.items, "item")} in the last minute; they waited ${duration(batches.wait_ms / 1000).replaceAll(" ", "\u00a0")} in the median` : "nothing in the last minute");
+      const span = coveredS < windowS ? `${duration(coveredS)} (more batches than a look reads)` : "minute";
+      say(about, batches.count ? `${plural(batches.items, "item")} in the last ${span}; they waited ${duration(batches.wait_ms / 1000).replaceAll(" ", "\u00a0")} in the median` : "nothing in the last minute");
     },
   };
 }

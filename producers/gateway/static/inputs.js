@@ -107,10 +107,19 @@ function whenSeen(node, act, signal) {
 /** The masks, and above them the boxes, of the item's results. */
 function found(item, width, height) {
   const parts = item.results.flatMap((result) => (Array.isArray(result.output) ? result.output : []));
-  const masks = parts.filter((part) => part?.mask?.size).map((part, place) => mask(part.mask, place));
+  const masks = parts.filter((part) => part?.mask?.size).map((part, place) => unlessOdd(() => mask(part.mask, place)));
   const boxes = parts.filter((part) => part?.box && typeof part.box.xmin === "number");
-  const drawn = boxes.length ? [svg("svg", { class: "boxes", viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, boxes.map((part) => box(part, width)))] : [];
+  const drawn = boxes.length ? [svg("svg", { class: "boxes", viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, boxes.map((part) => unlessOdd(() => box(part, width))))] : [];
   return [...masks.filter(Boolean), ...drawn];
+}
+
+/** What `draw` makes, or nothing if it throws: an answer of a user's own task may only resemble a box or a mask. */
+function unlessOdd(draw) {
+  try {
+    return draw();
+  } catch {
+    return null;
+  }
 }
 
 function box({ box: { xmin, ymin, xmax, ymax }, label, score }, width) {

@@ -30,9 +30,9 @@ export function job(root, { id, signal, caller }) {
   const pace = new Pace();
   let told = -1;
   let known = null;
-  const again = () => start(); // after a replay there is new progress to follow
+  let watching = new AbortController();
   const cancel = cancelButton(update);
-  const replay = replayButton("Replay failed", null, again);
+  const replay = replayButton("Replay failed", null, watch); // after a replay there is new progress
   let ready;
   const opened = new Promise((done) => (ready = done));
   const items = itemTable(id, signal, () => known, opened);
@@ -66,7 +66,16 @@ export function job(root, { id, signal, caller }) {
   async function start() {
     update(await get(`/api/jobs/${encodeURIComponent(id)}`, { signal }));
     ready();
-    if (!known.finished) await follow(id, update, signal);
+    if (!known.finished) await watch();
+  }
+
+  /** Follow the job's progress instead of an earlier stream: a browser has few connections. */
+  async function watch() {
+    watching.abort();
+    if (signal.aborted) return;
+    const own = (watching = new AbortController());
+    signal.addEventListener("abort", () => own.abort(), { once: true, signal: own.signal });
+    await follow(id, update, own.signal);
   }
 
   root.append(

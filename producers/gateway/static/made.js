@@ -5,7 +5,7 @@ import { el } from "./dom.js";
 import { bytes, count } from "./words.js";
 
 /** Whether an output is a picture file. */
-export const isMade = (value) => typeof value?.image?.uri === "string" && typeof value.image.sha256 === "string";
+export const isMade = (value) => ["uri", "sha256", "media_type"].every((name) => typeof value?.image?.[name] === "string");
 
 /** The picture of an output, small in a list. */
 export function made(value, briefly) {

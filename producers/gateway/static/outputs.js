@@ -13,15 +13,34 @@ export function outcome(result, briefly = true, text = "") {
   return el("div", { class: "outcome" }, el("span", { class: `badge ${result.state}` }, result.state), el("span", { class: "why" }, [error.kind, error.message].filter(Boolean).join(": ")));
 }
 
+/** An output in its form; as JSON if it only resembles one: a task of users' own may answer anything. */
 function output(value, briefly, text) {
-  if (value?.vector) return vector(value);
+  try {
+    return formed(value, briefly, text) ?? json(value, briefly);
+  } catch {
+    return json(value, briefly);
+  }
+}
+
+function formed(value, briefly, text) {
+  if (isVector(value)) return vector(value);
   if (isMade(value)) return made(value, briefly);
   const parts = Array.isArray(value) ? value : [value];
   if (parts.length && parts.every((part) => labelOf(part) !== null && shareOf(part) !== null)) return labels(parts, briefly, text);
   if (parts.length && parts.every((part) => textOf(part) !== null)) return el("p", { class: "text" }, parts.map(textOf).join("\n").trim());
   if (Array.isArray(value) && !value.length) return el("span", { class: "muted" }, "nothing found");
-  const json = JSON.stringify(value, null, briefly ? 0 : 2) ?? "null";
-  return el(briefly ? "code" : "pre", { class: "json" }, briefly && json.length > 160 ? `${json.slice(0, 160)}…` : json);
+  return null;
+}
+
+function json(value, briefly) {
+  const text = JSON.stringify(value, null, briefly ? 0 : 2) ?? "null";
+  return el(briefly ? "code" : "pre", { class: "json" }, briefly && text.length > 160 ? `${text.slice(0, 160)}…` : text);
+}
+
+/** Whether a value is a vector as the gateway shortens it: its first numbers (null for NaN) and its length. */
+function isVector(value) {
+  const numbers = value?.vector;
+  return Array.isArray(numbers) && Number.isInteger(value.length) && Object.keys(value).length === 2 && numbers.every((one) => one === null || typeof one === "number");
 }
 
 const NAMES = ["label", "entity_group", "entity", "answer", "token_str"];

@@ -7,9 +7,10 @@ export class Pager {
   constructor(look, { first = null, back = "Newer", on = "Older" } = {}) {
     this.look = look;
     this.places = [first];
-    this.next = null;
-    this.back = el("button", { type: "button", click: () => this.turn(() => this.places.pop()) }, back);
-    this.on = el("button", { type: "button", click: () => this.turn(() => this.places.push(this.next)) }, on);
+    this.next = null; // also until a page is shown
+    this.turning = false;
+    this.back = el("button", { type: "button", click: () => this.number > 1 && this.turn(() => this.places.pop()) }, back);
+    this.on = el("button", { type: "button", click: () => this.next !== null && this.turn(() => this.places.push(this.next)) }, on);
     this.node = el("div", { class: "pager" }, this.back, this.on);
   }
 
@@ -36,12 +37,18 @@ export class Pager {
   /** Show the first page. */
   again() {
     this.places.length = 1;
+    this.next = null;
     this.look().catch(() => {}); // the next look reports it
   }
 
+  /** Go to another page, unless one is under way: the second click of two is about the page that they left. */
   async turn(move) {
+    if (this.turning) return;
+    this.turning = true;
     move();
+    this.next = null;
     await this.look().catch(() => {}); // the next look reports it
+    this.turning = false;
     if (placeLost()) (this.on.disabled ? this.back : this.on).focus();
   }
 }
