@@ -181,8 +181,13 @@ def test_a_site_in_a_container_answers_without_its_centre(stack: Stack) -> None:
     assert stack.inspect("edge", "{{.HostConfig.Memory}}") == str(2**30)
     submit = "echo 'A fine, moving film.' | argosy submit - --task sentiment --watch"
     stack.compose("exec", "-T", "edge", "sh", "-c", submit)
-    status = json.loads(stack.compose("exec", "-T", "edge", "argosy", "edge", "status", "--json"))
-    assert status["counted"] == {"by site": 1}
+
+    def counted() -> dict[str, int]:
+        told = stack.compose("exec", "-T", "edge", "argosy", "edge", "status", "--json")
+        return dict(json.loads(told)["counted"])
+
+    until(lambda: counted().get("by site") == 1)
+    assert "by centre" not in counted()
     stack.compose("stop", "edge")
     assert stack.inspect("edge", "{{.State.ExitCode}}") == "0"
 
