@@ -16,7 +16,6 @@ from producers.wire.forms import Modality, parameters
 from producers.wire.messages import MOST_NAME, Priority
 from producers.wire.pipelines.plan import Plan, Step
 from producers.wire.pipelines.selectors import SELECTORS, Selector, checked_options, reads
-from results_store.sql.columns import cleaned
 from results_store.sql.item_numbering import MAX_DEPTH, MAX_STEPS
 
 
@@ -94,6 +93,8 @@ def _plain(values: object, field: str) -> dict[str, Any]:
     """Return options or parameters as the job keeps them, so that workers read those that were checked."""
     if not isinstance(values, Mapping):
         raise InvalidInput(field, f"must be a mapping, not {type(values).__name__}")
+    from results_store.sql.columns import cleaned  # with SQLAlchemy, which a client without pipelines does not need
+
     found = parameters(values, field)
     if cleaned(found) != found:
         raise InvalidInput(field, "has NUL, which the store cannot keep in a pipeline", "leave it out")
