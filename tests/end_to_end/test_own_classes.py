@@ -139,7 +139,7 @@ def test_a_class_that_is_wrong_fails_its_item_by_name(fleet: LocalFleet, client:
             for one in (
                 ("Raising", "no such weights"),
                 ("Deadly", "ended 2 times"),
-                ("Hanging", "ended 2 times"),
+                ("Hanging", "was not loaded within 20 s"),
                 ("Slow", None),
             )
         ),
