@@ -21,9 +21,10 @@ from results_store.sql.schema import CHUNKS, COMPATIBLE, REVISION, VERSION_TABLE
 # Any constant that no other program uses in the same database.
 _ADVISORY_LOCK = int.from_bytes(b"argosy", "big")
 
-#: The longest wait, in seconds, for a table that others use: a running fleet waits behind it. The next try comes after
-#: as many seconds.
-LOCK_WAIT_S = 2
+#: The longest wait, in milliseconds, for a table that others use: a running fleet waits behind it. It is below the
+#: server's `deadlock_timeout`, so that in a deadlock the migration gives way and not the fleet. The next try comes
+#: after `AGAIN_S`.
+LOCK_WAIT_MS, AGAIN_S = 400, 2
 
 #: The time for which a migration tries again.
 PATIENCE_S = 120.0
@@ -31,7 +32,8 @@ PATIENCE_S = 120.0
 #: Tables that every revision has.
 _FIRST_TABLES = {"jobs", "envelopes", "payloads", "results", "batches"}
 
-_LOCK_NOT_AVAILABLE = "55P03"
+# lock_not_available and deadlock_detected
+_IN_USE = ("55P03", "40P01")
 
 
 def upgrade(database: Database, revision: str = "head", *, chunks: bool = False) -> None:
@@ -66,9 +68,9 @@ def _run(database: Database, direction: Callable[[Config, str], None], revision:
         try:
             return _try(database, direction, revision, chunks)
         except StoreUnavailable as error:
-            if _sqlstate(error) != _LOCK_NOT_AVAILABLE or time.monotonic() > until:
+            if _sqlstate(error) not in _IN_USE or time.monotonic() > until:
                 raise
-            time.sleep(LOCK_WAIT_S)
+            time.sleep(AGAIN_S)
 
 
 def _try(database: Database, direction: Callable[[Config, str], None], revision: str, chunks: bool) -> None:
@@ -79,7 +81,7 @@ def _try(database: Database, direction: Callable[[Config, str], None], revision:
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
             # whoever wants a table waits behind the migration, and the migration behind any open transaction
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_WAIT_S}s'")
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_WAIT_MS}")
         config.attributes["connection"] = connection
         _read_earlier_table(database, connection, config)
         _refuse_newer(database, connection, config)
