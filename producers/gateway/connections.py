@@ -89,6 +89,8 @@ class BoundedConnection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_looking()
+        if not self._serving:
+            self._look_at_the_rest()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -154,8 +156,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.get_write_buffer_size():  # uvicorn, and asyncio at a close, would wait for the peer for ever
-            self._look_later()
+        self._look_at_the_rest()
         later, self._later = self._later, b""
         if later and not self._deaf and not self.transport.is_closing():
             self.data_received(later)
@@ -183,6 +184,11 @@ class BoundedConnection(HttpToolsProtocol):
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
             self.send_400_response("Invalid HTTP request received.")
+
+    def _look_at_the_rest(self) -> None:
+        """See that what is left of a whole answer is taken: uvicorn, and asyncio at a close, wait for it for ever."""
+        if self.transport.get_write_buffer_size():
+            self._look_later()
 
     def _look_later(self) -> None:
         """Drop the connection if the peer takes nothing of what is left for `UNREAD_S`."""
