@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import httpx2 as httpx
 import pytest
@@ -22,6 +23,7 @@ from producers.gateway.guard import PAGE, PAGE_REQUESTS
 from producers.gateway.openai.batch_duty import BatchDuty
 from producers.gateway.server import serve
 from producers.wire.errors import ConfigurationError, ResultTimeout
+from results_store.errors import StoreUnavailable
 from results_store.store import Store
 from tests.conftest import free_port
 from tests.end_to_end.gateway_server import SETTINGS, Served, serving
@@ -457,6 +459,27 @@ def test_every_answer_is_described(ours: httpx.Client) -> None:
                 if status in ("4XX", "5XX"):
                     kind = "application/json" if path.startswith("/v1/") else "application/problem+json"
                     assert [*answer["content"]] == [kind]
+
+
+def test_a_store_that_goes_away_after_the_acceptance_costs_no_second_submission(
+    ours: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error names the job, and an item is answered with its address: sent again, they would be computed twice."""
+
+    def away(*_: object, **__: object) -> NoReturn:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "job", away)
+        refused = ours.post("/api/jobs", json={"task": "echo", "inputs": ["x"]})
+    assert (refused.status_code, refused.json()["type"]) == (503, "urn:argosy:problem:StoreUnavailable")
+    assert ours.get(f"/api/jobs/{refused.json()['job']}").json()["items"] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "results_of", away)
+        accepted = ours.post("/api/items", json={"task": "echo", "input": "y"})
+    assert accepted.status_code == 202
+    answer = ours.get(accepted.headers["location"], params={"wait_s": 60})
+    assert [row["state"] for row in answer.json()["results"]] == ["succeeded"]
 
 
 # --- callers that misbehave, on bare sockets ---

@@ -25,7 +25,7 @@ from producers.gateway.schemas import NewOne, SubmissionOptions, input_of
 from producers.gateway.views import item_view
 from producers.wire.errors import InvalidInput, ResultTimeout
 from producers.wire.messages import ID
-from results_store.errors import StoreError, UnknownJob
+from results_store.errors import StoreUnavailable, UnknownJob
 from results_store.records import Result
 
 router = APIRouter(prefix="/api/items", tags=["items"])
@@ -66,7 +66,7 @@ async def submit(request: Request, body: NewOne, gateway: Here, caller: Member) 
     try:
         rows = await while_there(request, _arrived(gateway, handle, body.wait_s))
         return _answer(id_, rows, expected, await _paused(gateway, handle.job, rows, expected))
-    except StoreError:  # the item is accepted: sent again, it would be computed twice
+    except StoreUnavailable:  # the item is accepted: sent again, it would be computed twice
         return _answer(id_, [], expected)
 
 
