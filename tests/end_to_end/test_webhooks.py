@@ -206,6 +206,26 @@ def test_a_receiver_that_hangs_holds_up_no_other(
             until(state_is(caller, job, "delivered"))
 
 
+def test_a_tenant_whose_receivers_hang_holds_up_no_other(
+    served: Served, caller: httpx.Client, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many names they have: its next end waits, and another tenant's is told."""
+    monkeypatch.setattr(webhook_duty, "RETRIES_S", (0.1,) * 1000)
+    monkeypatch.setattr(webhook_duty, "OF_A_TENANT", 2)
+    answers = threading.Event()
+    with receiving("127.0.0.3") as one, receiving("127.0.0.4") as other, served.client(served.key("theirs")) as theirs:
+        one.on_request = other.on_request = answers.wait
+        held = [submitted(caller, hanging.url, ["one"]) for hanging in (one, other)]
+        until(lambda: one.came and other.came)
+        waiting = submitted(caller, receiver.url, ["one"])
+        quick = submitted(theirs, receiver.url, ["one"])
+        until(state_is(theirs, quick, "delivered"))
+        assert webhook_of(caller, waiting)["attempts"] == 0
+        answers.set()
+        for job in (*held, waiting):
+            until(state_is(caller, job, "delivered"))
+
+
 @pytest.mark.parametrize(("status", "attempts"), [(410, 1), (500, 5)])
 def test_an_end_that_nobody_wants_is_given_up(
     caller: httpx.Client, receiver: Receiver, status: int, attempts: int

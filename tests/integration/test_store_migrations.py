@@ -21,6 +21,7 @@ from producers.wire.messages import MSGPACK, VERSION, Envelope, Item, Priority, 
 from producers.wire.packing import outbox_row
 from results_store.errors import SchemaMismatch, StoreError
 from results_store.gateway.gateway_files import StoredFile
+from results_store.migrations import run
 from results_store.migrations.run import configuration, downgrade, upgrade
 from results_store.records import ResultState, Transaction
 from results_store.sql.chunks.packed_rows import packed
@@ -436,6 +437,35 @@ def test_a_migration_that_waits_for_a_table_holds_nobody_up(postgresql_url: str)
         migrated.result()
     assert revisions(found) == (COMPATIBLE, REVISION)
     for one in (found, reader, fleet):
+        one.close()
+
+
+#: A migration that holds the envelopes and waits for the jobs.
+_CROSSED = """
+SELECT count(*) FROM pg_locks AS has JOIN pg_locks AS wants USING (pid)
+WHERE has.granted AND has.mode = 'AccessExclusiveLock' AND has.relation = 'envelopes'::regclass
+AND NOT wants.granted AND wants.relation = 'jobs'::regclass
+"""
+
+
+def test_a_migration_in_a_deadlock_gives_way(postgresql_url: str) -> None:
+    """A submission locks jobs before envelopes, some revisions the other way round."""
+    found, fleet, watcher = (database(postgresql_url) for _ in range(3))
+    upgrade(found, "0009")
+    fleet.open()
+    watcher.open()
+    with ThreadPoolExecutor(1) as pool:
+        with fleet.write(Weight.NOTE) as submission:
+            submission.execute(text("LOCK TABLE jobs IN ROW EXCLUSIVE MODE"))
+            migrated = pool.submit(upgrade, found)
+            with watcher.read() as connection:
+                until(lambda: connection.execute(text(_CROSSED)).scalar())
+                limit_ms = text("SELECT setting FROM pg_settings WHERE name = 'deadlock_timeout'")
+                assert run.LOCK_WAIT_MS < int(connection.execute(limit_ms).scalar_one())
+            submission.execute(text("LOCK TABLE envelopes IN ROW EXCLUSIVE MODE"))
+        migrated.result()
+    assert revisions(found) == (COMPATIBLE, REVISION)
+    for one in (found, fleet, watcher):
         one.close()
 
 

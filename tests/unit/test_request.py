@@ -196,9 +196,9 @@ def test_a_name_has_a_bound(field: str) -> None:
         new_job(Priority.BULK, **{"name": None, field: "x" * 501})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("key", ["k\udcff", "k\0"])
+@pytest.mark.parametrize("key", ["k\udcff", "k\0", "acme\x1fnightly"])
 def test_a_key_that_would_be_kept_as_another_is_refused(key: str) -> None:
-    """Both were kept as k and U+FFFD, and the second submission was said to be the first."""
+    """The first two would be k and U+FFFD; without a tenant of its own, the third would be the key of acme."""
     with pytest.raises(InvalidInput, match=r"^idempotency_key: (has NUL|cannot be sent)"):
         new_job(Priority.BULK, None, key)
 
