@@ -263,7 +263,7 @@ def checked_tenant(name: object, field: str = "tenant") -> str:
 def masked(url: str) -> str:
     """Return `url` for people and logs, with ``***`` as its password. Hides too much rather than too little.
 
-    Of text that is no URL nothing is shown if it may hold a password: it may be a URL with a mistake in its scheme.
+    Text that is no URL is not shown if it may hold a password: it may be a URL with a mistake in its scheme.
     """
     beginning = _SCHEME_AND_USER.match(url)
     if beginning is None:

@@ -60,7 +60,7 @@ class Webhooks:
     def add(self, job: str, url: str) -> None:
         """Add the webhook of a job, whose submission is complete. A later address replaces the earlier one.
 
-        An end that was delivered is not told again. One that was given up is told anew at another address.
+        An end that was delivered is not told again, an end that was given up only at another address.
         """
         address = {"url": text(url), "host": text(urlsplit(url).hostname)}
         is_same = webhooks.c.url == address["url"]
@@ -87,7 +87,7 @@ class Webhooks:
     ) -> list[DueWebhook]:
         """Return up to `limit` ends that are due, and keep others from telling them for `lease_s`.
 
-        Those of the hosts in `beside`, and of the tenants in `tenants`, are left.
+        Ends for the hosts in `beside`, and of the tenants in `tenants`, are left.
         """
         due = (
             select(webhooks.c.job)

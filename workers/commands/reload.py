@@ -98,7 +98,7 @@ def _followed(
 
 
 class _Answers:
-    """What nodes say to a declaration; `every` has the answers by node. One that fails says why in its state."""
+    """The answers of nodes to a declaration: `every` has them by node. A node that fails says why in its state."""
 
     def __init__(self, publisher: Publisher, declaration: Declaration, say: Callable[[str], object]) -> None:
         self.every: dict[str, ModelState] = {}
