@@ -461,7 +461,7 @@ def test_a_migration_in_a_deadlock_gives_way(postgresql_url: str) -> None:
             with watcher.read() as connection:
                 until(lambda: connection.execute(text(_CROSSED)).scalar())
                 limit_ms = text("SELECT setting FROM pg_settings WHERE name = 'deadlock_timeout'")
-                assert run.LOCK_WAIT_MS < int(connection.execute(limit_ms).scalar_one())
+                assert int(connection.execute(limit_ms).scalar_one()) > run.LOCK_WAIT_MS
             submission.execute(text("LOCK TABLE envelopes IN ROW EXCLUSIVE MODE"))
         migrated.result()
     assert revisions(found) == (COMPATIBLE, REVISION)
